@@ -1,0 +1,50 @@
+"""Language models in pure torch: ``forward(ids) -> logits``, always.
+
+``ARCHITECTURES`` is the fixed list of what a config or a checkpoint may name: nothing that is
+read from a file chooses any other code.
+"""
+
+import inspect
+
+from torch import nn
+
+from nanogpt.errors import UserError
+from nanogpt.models.bigram import Bigram
+from nanogpt.models.gpt import GPT
+
+ARCHITECTURES: dict[str, type[Bigram] | type[GPT]] = {"bigram": Bigram, "gpt": GPT}
+
+__all__ = ["ARCHITECTURES", "GPT", "Bigram", "build_model", "count_parameters"]
+
+
+def build_model(
+    architecture: str, vocab_size: int, **settings: int | float | str | None
+) -> Bigram | GPT:
+    """Build a model by its name; a setting that is None takes the model's own default.
+
+    Raises:
+        UserError: if there is no such architecture, or it has no such setting, or a setting is
+            out of its range.
+    """
+    if architecture not in ARCHITECTURES:
+        raise UserError(
+            f"no architecture {architecture!r}; choose one of {', '.join(ARCHITECTURES)}"
+        )
+    model = ARCHITECTURES[architecture]
+    given = {name: value for name, value in settings.items() if value is not None}
+    accepted = [name for name in inspect.signature(model).parameters if name != "vocab_size"]
+    for name in given:
+        if name not in accepted:
+            raise UserError(
+                f"the architecture {architecture} has no setting {name}; it has "
+                f"{', '.join(accepted)}: leave {name} out (or set it to null)"
+            )
+    try:
+        return model(vocab_size, **given)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable numbers in a model."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

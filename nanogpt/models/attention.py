@@ -1,0 +1,79 @@
+"""Scaled dot-product attention over the past, by the fastest exact way that the machine has.
+
+Axes: B batch, nh heads, T time, hs head size; N is B * nh.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanogpt.models.dropout import keep_mask, random_bits, threshold
+
+CHUNK = 24  # matrices of attention weights at work at a time: few enough for a CPU's cache
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Return ``dropout(softmax(q kᵀ / sqrt(hs), masked to the past)) v``.
+
+    Shapes: all (B, nh, T, hs). Source: Vaswani et al. (2017), section 3.2.1. PyTorch's fused
+    attention does the work, save for dropout on a CPU, where it has no fused path: there the
+    weights are made, dropped and used chunk by chunk, and made again for the backward pass.
+    """
+    if dropout > 0 and q.device.type == "cpu":
+        out: Tensor = _CPUAttentionWithDropout.apply(q, k, v, dropout)
+        return out
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+
+
+def causal_mask(size: int, like: Tensor) -> Tensor:
+    """Return the (T, T) matrix of 0 on and below the diagonal, and -inf above it."""
+    return torch.full((size, size), -math.inf, dtype=like.dtype).triu(1)
+
+
+def _weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)  # (n, T, T)
+    return scores.softmax(-1)
+
+
+class _CPUAttentionWithDropout(torch.autograd.Function):
+    """Attention whose weights exist for one chunk of heads at a time, forward and backward.
+
+    With D = dropout(P) and Y = D V, the gradient at the scores is D∘(dY Vᵀ) - P∘rowsum(dY∘Y):
+    the row sum as in FlashAttention (Dao et al., 2022, appendix B).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+        shape = q.shape
+        q, k, v = (x.flatten(0, 1).contiguous() for x in (q, k, v))  # (N, T, hs)
+        bits = random_bits(q.shape[0] * q.shape[1] ** 2).view(-1, q.shape[1], q.shape[1])
+        y, mask = torch.empty_like(v), causal_mask(q.shape[1], q)
+        for n in range(0, q.shape[0], CHUNK):
+            chunk = slice(n, n + CHUNK)
+            weights = _weights(q[chunk], k[chunk], mask)
+            weights.mul_(keep_mask(bits[chunk], p, weights))
+            torch.bmm(weights, v[chunk] * threshold(p)[1], out=y[chunk])
+        ctx.p, ctx.shape = p, shape
+        ctx.save_for_backward(q, k, v, y, bits)
+        return y.view(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        q, k, v, y, bits = ctx.saved_tensors
+        dy = grads[0].flatten(0, 1).contiguous()
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        mask, rescale = causal_mask(q.shape[1], q), threshold(ctx.p)[1]
+        delta = (dy * y).sum(-1, keepdim=True)  # (N, T, 1)
+        for n in range(0, q.shape[0], CHUNK):
+            c = slice(n, n + CHUNK)
+            weights = _weights(q[c], k[c], mask)
+            dropped = keep_mask(bits[c], ctx.p, weights).mul_(weights).mul_(rescale)
+            torch.bmm(dropped.transpose(1, 2), dy[c], out=dv[c])
+            dscores = torch.bmm(dy[c], v[c].transpose(1, 2)).mul_(dropped)
+            dscores.sub_(weights.mul_(delta[c])).mul_(q.shape[-1] ** -0.5)
+            torch.bmm(dscores, k[c], out=dq[c])
+            torch.bmm(dscores.transpose(1, 2), q[c], out=dk[c])
+        return dq.view(ctx.shape), dk.view(ctx.shape), dv.view(ctx.shape), None

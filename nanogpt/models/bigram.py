@@ -1,0 +1,27 @@
+"""The bigram: the smallest language model, and the first rung of the story."""
+
+from torch import Tensor, nn
+
+
+class Bigram(nn.Module):
+    """A table of next-character logits, one row for each character. It sees nothing else.
+
+    Args:
+        vocab_size: number of distinct characters, V; the table is V by V, drawn from N(0, 1).
+        block_size: characters in a training window; the model itself looks back only one.
+
+    Raises:
+        ValueError: if a size is not positive.
+    """
+
+    def __init__(self, vocab_size: int, block_size: int = 8) -> None:
+        super().__init__()
+        if min(vocab_size, block_size) < 1:
+            raise ValueError(f"sizes must be at least 1, not {vocab_size} and {block_size}")
+        self.vocab_size, self.block_size = vocab_size, block_size
+        self.table = nn.Embedding(vocab_size, vocab_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map ids (B, T) to next-character logits (B, T, V)."""
+        logits: Tensor = self.table(ids)
+        return logits

@@ -1,0 +1,147 @@
+"""The LightningDataModule: a corpus as ids, its split, and the batches that are cut from it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from nanogpt.errors import UserError
+from nanogpt.text import corpora
+from nanogpt.text.corpora import Corpus, load_corpus
+from nanogpt.text.tokenizer import Tokenizer
+from nanogpt.text.windows import Windows, evaluation_windows, gather, training_batches
+
+
+class CharacterData(L.LightningDataModule):
+    """A text, tokenised by character and split in two; its batches are windows of it.
+
+    The ids of a split lie on the training device as one tensor of small integers; what travels
+    in a batch is only the offsets of its windows.
+
+    Args:
+        corpus: ``tiny_shakespeare``, ``pastiche``, or the path of any text file.
+        encoding: of that file.
+        val_fraction: the last part of the text, on which the model is validated.
+        batch_size: windows in the batch of one optimizer step, over all devices and micro-batches.
+        offline_corpus: stands in for tiny Shakespeare on a machine that has neither it nor a
+            network; null makes that an error.
+        block_size: characters in a window: the model's.
+        seed: of the choice of windows: the run's.
+    """
+
+    def __init__(
+        self,
+        corpus: str = corpora.TINY_SHAKESPEARE,
+        encoding: str = "utf-8",
+        val_fraction: float = 0.1,
+        batch_size: int = 64,
+        offline_corpus: str | None = corpora.PASTICHE,
+        block_size: int = 256,
+        seed: int = 1337,
+    ) -> None:
+        super().__init__()
+        if not 0 < val_fraction < 1:
+            raise UserError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, not {batch_size}")
+        self.settings = (corpus, encoding, offline_corpus)
+        self.val_fraction, self.batch_size = val_fraction, batch_size
+        self.block_size, self.seed = block_size, seed
+        self.vocabulary: str | None = None
+        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+
+    def prepare_data(self) -> None:
+        """Download what is to be downloaded, on one process of a machine only."""
+        load_corpus(*self.settings)
+
+    def setup(self, stage: str) -> None:
+        """Read, encode and split the text.
+
+        Raises:
+            UserError: if a split is shorter than one window and its targets.
+        """
+        if hasattr(self, "corpus"):
+            return
+        self.corpus: Corpus = load_corpus(*self.settings)
+        text = self.corpus.text
+        self.tokenizer = Tokenizer(self.vocabulary) if self.vocabulary else Tokenizer.of(text)
+        ids = self.tokenizer.encode(text)
+        n_train = int((1 - self.val_fraction) * len(ids))
+        self.splits = {"train": ids[:n_train], "val": ids[n_train:]}
+        for name, split in self.splits.items():
+            if len(split) <= self.block_size:
+                raise UserError(
+                    f"the {name} split has {len(split):,} characters, but one window takes "
+                    f"{self.block_size + 1:,}: use a longer text, a smaller --model.block_size or "
+                    "another --data.val_fraction"
+                )
+
+    def train_dataloader(self) -> "TrainingLoader":
+        """Offsets of training windows, for ever, from the optimizer step that is next."""
+        return TrainingLoader(self)
+
+    def val_dataloader(self) -> list["EvaluationLoader"]:
+        """The whole val split in consecutive windows, and as much of the train split."""
+        n_targets = len(self.splits["val"]) - 1
+        high = len(self.splits["train"]) - 1 - self.block_size
+        n_spread = min(n_targets, len(self.splits["train"]) - 1)
+        return [
+            EvaluationLoader(evaluation_windows(n_targets, self.block_size)),
+            EvaluationLoader(evaluation_windows(n_spread, self.block_size, high)),
+        ]
+
+    def on_after_batch_transfer(
+        self, batch: Tensor | Windows, dataloader_idx: int
+    ) -> tuple[Tensor, Tensor]:
+        """Turn offsets into windows of ids and targets, (B, T) each, on the device."""
+        if isinstance(batch, Windows):
+            return gather(self._split(("val", "train")[dataloader_idx], batch.offsets), batch)
+        return gather(self._split("train", batch), Windows(batch, self.block_size))
+
+    def _split(self, name: str, like: Tensor) -> Tensor:
+        key = (name, like.device)
+        if key not in self._on_device:
+            self._on_device[key] = self.splits[name].to(like.device)
+        return self._on_device[key]
+
+
+@dataclass(frozen=True)
+class EvaluationLoader:
+    """Batches of evaluation windows, always the same."""
+
+    batches: list[Windows]
+
+    def __iter__(self) -> Iterator[Windows]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class TrainingLoader:
+    """The training batches of this rank, starting at the trainer's optimizer step."""
+
+    def __init__(self, data: CharacterData) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Tensor]:
+        data, trainer = self.data, self.data.trainer
+        assert trainer is not None
+        parts = trainer.accumulate_grad_batches * trainer.world_size
+        if data.batch_size % parts:
+            raise UserError(
+                f"batch_size {data.batch_size} is that of all devices and micro-batches together, "
+                f"and cannot be cut into {trainer.world_size} devices x "
+                f"{trainer.accumulate_grad_batches} micro-batches: make it a multiple of {parts}"
+            )
+        return training_batches(
+            data.seed,
+            trainer.global_step,
+            data.batch_size,
+            len(data.splits["train"]) - data.block_size,
+            trainer.accumulate_grad_batches,
+            trainer.global_rank,
+            trainer.world_size,
+        )

@@ -1,0 +1,127 @@
+"""The LightningModule: what a training step and an evaluation do with a language model."""
+
+import math
+from functools import partial
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from nanogpt.errors import UserError
+from nanogpt.models import build_model
+from nanogpt.training.optimizer import Schedule, adamw, learning_rate_factor
+
+VAL, TRAIN = 0, 1  # the places of the two evaluation loaders
+
+
+class LanguageModel(L.LightningModule):
+    """A character-level language model, trained by the mean loss of the next character.
+
+    All arguments are plain values, so that a checkpoint alone can rebuild the model.
+
+    Args:
+        architecture: ``bigram`` or ``gpt``.
+        block_size: longest context, in characters; also the length of the training windows.
+        n_layer: number of blocks.
+        n_head: attention heads in a block.
+        n_embd: width of the residual stream.
+        head_size: width of a head; by default n_embd // n_head.
+        dropout: probability that an activation is zeroed in training.
+        init: ``default`` (PyTorch's own, as the reference) or ``normal``, N(0, 0.02) as GPT-2.
+        learning_rate: AdamW's peak learning rate.
+        betas: AdamW's decay rates of the two moments.
+        weight_decay: AdamW's weight decay, on every parameter.
+        schedule: ``constant``, or ``cosine`` down to a tenth at the last step.
+        warmup_steps: steps over which the learning rate rises linearly.
+        vocabulary: the distinct characters, in order; taken from the data where it is null.
+    """
+
+    def __init__(
+        self,
+        architecture: Literal["bigram", "gpt"] = "gpt",
+        block_size: int = 256,
+        n_layer: int | None = None,
+        n_head: int | None = None,
+        n_embd: int | None = None,
+        head_size: int | None = None,
+        dropout: float | None = None,
+        init: Literal["default", "normal"] | None = None,
+        learning_rate: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.01,
+        schedule: Schedule = "constant",
+        warmup_steps: int = 0,
+        vocabulary: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not learning_rate > 0:
+            raise UserError(f"learning_rate must be above 0, not {learning_rate}")
+        self.save_hyperparameters(logger=False)
+        self.losses = torch.nn.ModuleList([MeanMetric(), MeanMetric()])  # VAL, TRAIN
+
+    def configure_model(self) -> None:
+        """Build the network, with the vocabulary of the data where none was given."""
+        if hasattr(self, "net"):
+            return
+        if self.hparams["vocabulary"] is None:
+            self.hparams["vocabulary"] = self.trainer.datamodule.tokenizer.vocabulary  # type: ignore[attr-defined]
+        names = ("block_size", "n_layer", "n_head", "n_embd", "head_size", "dropout", "init")
+        settings = {name: self.hparams[name] for name in names}
+        vocab_size = len(self.hparams["vocabulary"])
+        self.net = build_model(self.hparams["architecture"], vocab_size, **settings)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map ids (B, T) to next-character logits (B, T, V)."""
+        logits: Tensor = self.net(ids)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the mean loss, in nats per character, over a batch of (B, T) ids and targets."""
+        return mean_loss(self(batch[0]), batch[1])
+
+    def validation_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = VAL
+    ) -> None:
+        """Add a batch of windows to the loss of its split."""
+        ids, targets = batch
+        self.losses[dataloader_idx].update(mean_loss(self(ids), targets), targets.numel())
+
+    def on_validation_epoch_end(self) -> None:
+        """Publish the evaluation: loss, perplexity and bits per character of both splits."""
+        names = ("val", "train") if len(self.trainer.val_dataloaders or []) > TRAIN else ("val",)  # type: ignore[arg-type]
+        metrics: dict[str, float] = {}
+        for name, metric in zip(names, self.losses, strict=False):
+            loss = metric.compute().item()
+            metric.reset()
+            metrics[f"loss/{name}"] = loss
+            metrics[f"perplexity/{name}"] = math.exp(min(loss, 700.0))
+            metrics[f"bits_per_character/{name}"] = loss / math.log(2)
+        self.evaluation = metrics
+        self.log_dict(metrics, logger=False)  # for checkpoints and early stopping to monitor
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, fused where the precision allows; a scheduler only if there is a schedule."""
+        h = self.hparams
+        # Lightning refuses to clip gradients under 16-mixed with a fused optimizer
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = adamw(
+            self.net.parameters(), h["learning_rate"], tuple(h["betas"]), h["weight_decay"], fused
+        )
+        if h["schedule"] == "constant" and not h["warmup_steps"]:
+            return optimizer
+        factor = partial(
+            learning_rate_factor,
+            max_steps=self.trainer.max_steps,
+            schedule=h["schedule"],
+            warmup_steps=h["warmup_steps"],
+        )
+        return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
+
+
+def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy, in nats: logits (B, T, V), targets (B, T)."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
