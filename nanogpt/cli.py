@@ -1,11 +1,89 @@
-"""Answers help and dispatches, without heavy imports."""
+"""Answers help and dispatches, without heavy imports; a user's mistake gets one line."""
 
+import errno
+import os
 import sys
+from difflib import get_close_matches
+from pathlib import Path
+
+from nanogpt.errors import UserError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+COMMANDS = ("fit", "validate", "predict")
+HELP = """\
+usage: python cli.py COMMAND [OPTIONS]
+
+A character-level GPT: train it, look at it, sample from it.
+
+  fit        train a model         python cli.py fit --config configs/quickstart.yaml
+  validate   its exact loss        python cli.py validate
+  predict    sample text from it   python cli.py predict --prompt "ROMEO:"
+
+`validate` and `predict` take the newest run and need no config. Any setting of a config can be
+given as an option, which wins:
+
+  python cli.py fit --config configs/gpt10m.yaml --model.dropout 0.1 --trainer.max_steps 1000
+  python cli.py fit --config configs/quickstart.yaml --data.corpus my.txt
+
+Options of a command: python cli.py COMMAND --help
+Curves of all runs:   tensorboard --logdir lightning_logs
+"""
 
 
 def main(argv: list[str]) -> int:
-    from nanogpt.training.cli import run
+    """Run one command line; return the exit code: 0, or 2 for a user's mistake."""
+    try:
+        return dispatch(argv)
+    except UserError as error:
+        return fail(str(error))
+    except BrokenPipeError:  # `| head` has seen enough: a quiet end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        return fail(f"{error.strerror}{where}: make room, or run in another folder")
 
-    sys.argv = sys.argv[:1]
-    run(argv)
+
+def dispatch(argv: list[str]) -> int:
+    """Answer help, or import what the command needs and run it."""
+    command, *options = argv or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if command not in COMMANDS:
+        near = get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else "see python cli.py --help"
+        raise UserError(f"no command {command!r}; {hint}")
+    named = {option.split("=")[0] for option in options}
+    if command == "fit" and not named & {"-c", "--config", "-h", "--help"}:
+        raise UserError(f"fit needs a config, `--config FILE`, one of:\n{config_list()}")
+    if command == "predict":
+        from nanogpt.generation import predict
+
+        predict.run(options)
+    else:
+        from nanogpt.training import cli
+
+        cli.run(command, options)
     return 0
+
+
+def config_list() -> str:
+    """List the shipped configs with the first line of each."""
+    lines = []
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        about = path.read_text(encoding="utf-8").split("\n")[0].lstrip("# ")
+        shown = path if not path.is_relative_to(Path.cwd()) else path.relative_to(Path.cwd())
+        lines.append(f"  {shown!s:26} {about}")
+    return "\n".join(lines)
+
+
+def fail(message: str) -> int:
+    """Say what is wrong on stderr and return the exit code of a user's mistake."""
+    print(f"error: {message}", file=sys.stderr)
+    return 2

@@ -31,7 +31,9 @@ class SamplingRule:
                 "from the model as it is, 0 always takes the most likely character"
             )
         if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k must be at least 1, not {self.top_k}; leave it out for no limit")
+            raise UserError(
+                f"top_k must be at least 1, not {self.top_k}; leave it out for no limit"
+            )
 
 
 def next_probabilities(logits: Tensor, rule: SamplingRule) -> Tensor:

@@ -106,9 +106,10 @@ class GPT(nn.Module):
         init: Literal["default", "normal"] = "default",
     ) -> None:
         super().__init__()
-        head_size = n_embd // n_head if head_size is None and n_head > 0 else head_size
-        sizes = dict(vocab_size=vocab_size, block_size=block_size, n_layer=n_layer)
-        sizes |= dict(n_head=n_head, n_embd=n_embd, head_size=head_size or 0)
+        if head_size is None:
+            head_size = max(n_embd // max(n_head, 1), 1)
+        sizes = {"vocab_size": vocab_size, "block_size": block_size, "n_layer": n_layer}
+        sizes |= {"n_head": n_head, "n_embd": n_embd, "head_size": head_size}
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, not {size}")
@@ -118,7 +119,7 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
         self.position_embedding = nn.Embedding(block_size, n_embd)
         self.blocks = nn.ModuleList(
-            Block(n_embd, n_head, sizes["head_size"], dropout) for _ in range(n_layer)
+            Block(n_embd, n_head, head_size, dropout) for _ in range(n_layer)
         )
         self.ln_f = nn.LayerNorm(n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size)

@@ -1,0 +1,1 @@
+"""Text as a model sees it: corpora, characters as ids, windows."""

@@ -1,8 +1,15 @@
 """Where a text comes from: by name, or from a file of the user's own."""
 
 import hashlib
+import io
 import os
+import queue
+import socket
+import tempfile
+import threading
+import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from nanogpt.errors import UserError
@@ -12,11 +19,10 @@ PASTICHE = "pastiche"
 KNOWN = (TINY_SHAKESPEARE, PASTICHE)
 
 FILE = "tinyshakespeare.txt"
-URL = (
-    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-)
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 DOWNLOAD_SECONDS = 9.0  # after which a machine counts as one without a network
+RETRY_AFTER_SECONDS = (1.0, 2.0)  # a failed download is tried again so many times
 
 
 @dataclass(frozen=True)
@@ -72,31 +78,33 @@ def load_corpus(
 
 
 def read_corpus(path: Path, encoding: str = "utf-8") -> Corpus:
-    """Read a text file of the user's own.
+    r"""Read a text file of the user's own.
 
-    A byte order mark is dropped, and Windows' line ends become ``\\n``, as Python reads text.
+    A byte order mark is dropped, and Windows' line ends become ``\n``, as Python reads text.
 
     Raises:
         UserError: if it is no readable file, is empty, or is not text in that encoding.
     """
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist"
-        raise UserError(
-            f"the corpus {str(path)!r} {what}; --data.corpus takes the path of a text file or one "
-            f"of {', '.join(KNOWN)}"
-        )
     try:
+        if not path.is_file():  # a FIFO or a device could be read for ever
+            what = "is not a file" if path.exists() else "does not exist"
+            raise UserError(
+                f"the corpus {str(path)!r} {what}; --data.corpus takes the path of a text file or "
+                f"one of {', '.join(KNOWN)}"
+            )
         raw = path.read_bytes()
-        text = raw.decode(encoding)
     except OSError as error:
         raise UserError(f"the corpus {str(path)!r} cannot be read: {error.strerror}") from error
-    except LookupError as error:
-        raise UserError(f"no encoding {encoding!r}; try utf-8, latin-1 or utf-16") from error
+    try:
+        text = raw.decode(encoding)
     except UnicodeDecodeError as error:
+        place = len(raw) - len(error.object) + error.start  # utf-8-sig leaves the mark out
         raise UserError(
-            f"the corpus {str(path)!r} is not {encoding}: byte {error.start} is "
-            f"0x{raw[error.start]:02x} ({error.reason}); name its encoding with --data.encoding"
+            f"the corpus {str(path)!r} is not {encoding}: byte {place} is "
+            f"0x{raw[place]:02x} ({error.reason}); name its encoding with --data.encoding"
         ) from error
+    except (LookupError, ValueError) as error:
+        raise UserError(f"no encoding {encoding!r}; try utf-8, latin-1 or utf-16") from error
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if not text:
         raise UserError(f"the corpus {str(path)!r} is empty; give a file with some text in it")
@@ -106,7 +114,8 @@ def read_corpus(path: Path, encoding: str = "utf-8") -> Corpus:
 def find_tiny_shakespeare() -> Path | None:
     """Return the first copy on this machine that has the right checksum, if there is one.
 
-    Looked for in ``$NANOGPT_DATA_DIR``, in ``data/`` and in the user's cache folder.
+    Looked for in ``$NANOGPT_DATA_DIR``, in ``data/`` and in the user's cache folder; what is not
+    to be read counts as not there.
 
     Raises:
         UserError: if a copy is there and is not the file that it should be.
@@ -115,14 +124,16 @@ def find_tiny_shakespeare() -> Path | None:
     if chosen := os.environ.get("NANOGPT_DATA_DIR"):
         folders.insert(0, Path(chosen))
     for path in (folder / FILE for folder in folders):
-        if path.is_file():
+        try:
             found = hashlib.sha256(path.read_bytes()).hexdigest()
-            if found != SHA256:
-                raise UserError(
-                    f"{path} is not tiny Shakespeare: its SHA-256 is {found[:12]}…, not "
-                    f"{SHA256[:12]}…; remove it (or pass it as --data.corpus {path})"
-                )
-            return path
+        except OSError:
+            continue
+        if found != SHA256:
+            raise UserError(
+                f"{path} is not tiny Shakespeare: its SHA-256 is {found[:12]}…, not "
+                f"{SHA256[:12]}…; remove it (or pass it as --data.corpus {path})"
+            )
+        return path
     return None
 
 
@@ -133,38 +144,56 @@ def cache_folder() -> Path:
     return user_cache_path("nanogpt", appauthor=False)
 
 
+@cache  # a run asks more than once, and a machine without a network should wait but once
 def download(target: Path) -> str | None:
-    """Download tiny Shakespeare once, check it, and only then give it its name.
+    """Download tiny Shakespeare, check it, and only then give it its name.
 
-    It gives up after ``DOWNLOAD_SECONDS``, also where looking up the host hangs.
+    It gives up after ``DOWNLOAD_SECONDS``, also where looking up the host hangs: that is why a
+    thread of its own fetches, into memory, and leaves nothing behind whenever it ends.
 
     Returns: None, or why there is no file.
     """
-    import threading
+    answers: queue.SimpleQueue[bytes | str] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(_fetch()), daemon=True).start()
+    try:
+        answer = answers.get(timeout=DOWNLOAD_SECONDS)
+    except queue.Empty:
+        return f"no answer within {DOWNLOAD_SECONDS:g} s"
+    if isinstance(answer, str):
+        return answer
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            partial = Path(folder) / target.name
+            partial.write_bytes(answer)
+            partial.replace(target)
+    except OSError as error:
+        return f"{target.parent} cannot be written: {error.strerror}"
+    return None
 
-    outcome: list[str | None] = [f"no answer within {DOWNLOAD_SECONDS:.0f} s"]
 
-    def fetch() -> None:
+def _fetch() -> bytes | str:
+    """Return the bytes of tiny Shakespeare, or in a few words why they could not be had."""
+    import pooch
+
+    failure = ""
+    for pause in (0.0, *RETRY_AFTER_SECONDS):
+        time.sleep(pause)
+        content = io.BytesIO()
         try:
-            import pooch
-
-            pooch.get_logger().setLevel("ERROR")
-            downloader = pooch.HTTPDownloader(timeout=3, progressbar=False)
-            pooch.retrieve(
-                URL,
-                f"sha256:{SHA256}",
-                fname=target.name,
-                path=target.parent,
-                downloader=downloader,
-            )
-            outcome[0] = None
+            pooch.HTTPDownloader(timeout=3, stream=False)(URL, content, None)
         except Exception as error:  # whatever went wrong, there is no file, and this is why
-            outcome[0] = f"{type(error).__name__}"
-
-    thread = threading.Thread(target=fetch, daemon=True)
-    thread.start()
-    thread.join(DOWNLOAD_SECONDS)
-    return outcome[0]
+            cause: BaseException = error
+            while cause.__context__ is not None:  # requests wraps it three times
+                cause = cause.__context__
+            failure = " ".join(str(cause).split())
+            if isinstance(cause, socket.gaierror):  # no network: do not keep the user waiting
+                break
+        else:
+            if hashlib.sha256(content.getvalue()).hexdigest() == SHA256:
+                return content.getvalue()
+            failure = "what came has another checksum"
+    return failure
 
 
 def _pastiche() -> Corpus:

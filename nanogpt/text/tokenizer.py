@@ -40,9 +40,10 @@ class Tokenizer:
         ids = self._ids[_codepoints(text).clamp(max=len(self._ids) - 1)]
         if bool((ids < 0).any()):
             place = int((ids < 0).nonzero()[0, 0])
+            more = "…" if len(self.vocabulary) > 100 else ""
             raise UserError(
                 f"the character {text[place]!r} at position {place} is not in the vocabulary of "
-                f"{len(self.vocabulary)} characters: {self.vocabulary!r}"
+                f"{len(self.vocabulary)} characters: {self.vocabulary[:100]!r}{more}"
             )
         return ids.to(self.dtype)
 

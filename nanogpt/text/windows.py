@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-STEPS_AT_A_TIME = 256  # offsets are drawn for so many steps in one go: one draw is cheap, 256 as cheap
+STEPS_AT_A_TIME = (
+    256  # offsets are drawn for so many steps in one go: one draw is cheap, 256 as cheap
+)
 EVALUATION_CHARACTERS = 2**14  # in a batch of evaluation windows
 
 

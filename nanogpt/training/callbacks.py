@@ -8,12 +8,20 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm import tqdm
 
 from nanogpt.generation.decoding import sample_text
+from nanogpt.insight.reference import Losses
 from nanogpt.models import count_parameters
+from nanogpt.text.tokenizer import Tokenizer
+from nanogpt.training.data import CharacterData
+from nanogpt.training.machine import use_few_threads
+from nanogpt.training.module import LanguageModel
+from nanogpt.training.report import stand_in_warning
 
 SAMPLE_CHARACTERS = 200  # at each evaluation
+LONG_ON_A_CPU = 2e14  # FLOP of training that a CPU takes more than ten minutes or so for
 
 
 class StepBar(ProgressBar):
@@ -70,6 +78,9 @@ class Evaluations(Callback):
     trainer is told to stop, on which it evaluates once more if that step had no evaluation.
     """
 
+    def __init__(self) -> None:
+        self.history: list[Losses] = []
+
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Ask for the evaluation after the last step."""
         if trainer.global_step == trainer.max_steps:
@@ -77,27 +88,36 @@ class Evaluations(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the losses; log them and a sample."""
-        metrics: dict[str, float] = pl_module.evaluation  # type: ignore[assignment]
-        if trainer.state.fn != "fit":
-            return
-        step = trainer.global_step
-        losses = [f"{name} loss {metrics[f'loss/{name}']:.4f}" for name in ("train", "val")]
-        pl_module.print(f"step {step}: {', '.join(losses)}")
-        logger = trainer.logger
-        if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
-            return
-        if trainer.sanity_checking:  # declares the hyperparameters, and the loss to sort runs by
-            settings = {**pl_module.hparams, **trainer.datamodule.hparams}  # type: ignore[attr-defined]
-            settings = {k: str(v) if isinstance(v, tuple) else v for k, v in settings.items()}
-            logger.log_hyperparams(settings, {"loss/val": metrics["loss/val"]}, step=0)
-            chart = ["Multiline", ["loss/train", "loss/val"]]
-            logger.experiment.add_custom_scalars({"loss": {"train and val": chart}})
-            metrics = {name: value for name, value in metrics.items() if name != "loss/val"}
-        logger.log_metrics(metrics, step)
-        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        sample = sample_text(pl_module.net, tokenizer, SAMPLE_CHARACTERS, seed=step)  # type: ignore[arg-type]
-        indented = "\n".join("    " + line for line in sample.split("\n"))  # Markdown's code block
-        logger.experiment.add_text("sample", indented, step)
+        assert isinstance(pl_module, LanguageModel)
+        step, metrics = trainer.global_step, pl_module.evaluation
+        losses = Losses(step, metrics["loss/train"], metrics["loss/val"])
+        self.history.append(losses)
+        pl_module.print(f"step {step}: train loss {losses.train:.4f}, val loss {losses.val:.4f}")
+        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
+            if trainer.sanity_checking:
+                _declare_run(trainer, pl_module)
+            trainer.logger.log_metrics(metrics, step)
+            _log_sample(trainer.logger, pl_module, step)
+
+
+def _declare_run(trainer: L.Trainer, model: LanguageModel) -> None:
+    """Tell TensorBoard the hyperparameters, the loss to sort runs by, and the shared chart."""
+    assert isinstance(trainer.logger, TensorBoardLogger)
+    data: CharacterData = trainer.datamodule  # type: ignore[attr-defined]
+    settings = {**model.hparams, **data.hparams}
+    settings |= {f"corpus_{name}": value for name, value in data.state_dict().items()}
+    settings |= {"precision": trainer.precision, "parameters": count_parameters(model.net)}
+    plain = {k: v if isinstance(v, int | float) else str(v) for k, v in settings.items()}
+    trainer.logger.log_hyperparams(plain, {"loss/val": model.evaluation["loss/val"]}, step=0)
+    chart = ["Multiline", ["loss/train", "loss/val"]]
+    trainer.logger.experiment.add_custom_scalars({"loss": {"train and val": chart}})
+
+
+def _log_sample(logger: TensorBoardLogger, model: LanguageModel, step: int) -> None:
+    tokenizer = Tokenizer(model.hparams["vocabulary"])
+    sample = sample_text(model.net, tokenizer, SAMPLE_CHARACTERS, seed=step)
+    indented = "\n".join("    " + line for line in sample.split("\n"))  # Markdown's code block
+    logger.experiment.add_text("sample", indented, step)
 
 
 class TrainingCurve(Callback):
@@ -133,18 +153,46 @@ class Introduction(Callback):
     """Says before training what is trained, on what; and, on a slow machine, how long it takes."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the size of the model, and where and how it runs."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        sizes = {name: len(split) for name, split in data.splits.items()}
+        """Print the corpus, the size of the model, where it runs and for how long."""
+        assert isinstance(pl_module, LanguageModel)
+        data: CharacterData = trainer.datamodule  # type: ignore[attr-defined]
+        if data.corpus.stands_in_for and trainer.is_global_zero:
+            stand_in_warning(data.corpus)
+        n_train, n_val = len(data.splits["train"]), len(data.splits["val"])
         pl_module.print(
-            f"corpus {data.corpus.name}: {sum(sizes.values()):,} characters, "
-            f"{len(data.tokenizer.vocabulary)} distinct; "
-            f"{sizes['train']:,} to train on, {sizes['val']:,} to validate"
+            f"corpus {data.corpus.name}: {n_train + n_val:,} characters, "
+            f"{len(data.tokenizer.vocabulary)} distinct; {n_train:,} to train on, {n_val:,} to "
+            "validate"
         )
-        pl_module.print(f"{count_parameters(pl_module.net) / 1e6} M parameters")  # type: ignore[arg-type]
+        n_parameters = count_parameters(pl_module.net)
+        pl_module.print(f"{n_parameters / 1e6} M parameters")
         device = trainer.strategy.root_device
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         pl_module.print(f"training on {where} in {trainer.precision}, in {trainer.log_dir}")
+        if device.type != "cpu":
+            return
+        flop_per_step = 6 * n_parameters * data.batch_size * data.block_size
+        use_few_threads(flop_per_step)
+        if flop_per_step * trainer.max_steps > LONG_ON_A_CPU:
+            hours = seconds_per_step(trainer, pl_module, data) * trainer.max_steps / 3600
+            pl_module.print(
+                f"this will take about {hours:.1f} hours on this CPU; configs/quickstart.yaml "
+                "trains a smaller model in three minutes"
+            )
+
+
+def seconds_per_step(trainer: L.Trainer, model: LanguageModel, data: CharacterData) -> float:
+    """Measure a training step on a sixteenth of a batch; leaves random state as it was."""
+    windows = max(data.batch_size // 16, 1)
+    ids = torch.zeros(windows, data.block_size, dtype=torch.long)
+    seconds = 0.0
+    with isolate_rng(), trainer.precision_plugin.train_step_context():
+        for _ in range(2):  # the first touches fresh memory
+            begin = time.perf_counter()
+            model.training_step((ids, ids), 0).backward()
+            seconds = time.perf_counter() - begin
+    model.zero_grad()
+    return seconds * data.batch_size / windows
 
 
 def checkpoints() -> ModelCheckpoint:

@@ -1,79 +1,192 @@
 """``fit`` and ``validate``: the LightningCLI of this project."""
 
+import json
 import logging
-import math
-import sys
+import signal
 import warnings
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from nanogpt.errors import UserError
-from nanogpt.training.callbacks import (
-    Evaluations,
-    Introduction,
-    StepBar,
-    TrainingCurve,
-    checkpoints,
-)
+from nanogpt.generation.loading import read_checkpoint
+from nanogpt.insight.reference import curve_names
+from nanogpt.notices import notice
+from nanogpt.parsing import explain
+from nanogpt.runs import find_checkpoint, run_of
+from nanogpt.training import callbacks, machine, report
 from nanogpt.training.data import CharacterData
-from nanogpt.training.machine import fast_precision, keep_freed_memory
 from nanogpt.training.module import LanguageModel
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration into the folder of the run, once data and model are sound."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Wait: nothing is known to be sound yet."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write ``config.yaml``, unless the run has no folder."""
+        if isinstance(trainer.logger, TensorBoardLogger):
+            super().setup(trainer, pl_module, "fit")
 
 
 class CLI(LightningCLI):
     """Lightning's command line, with this project's model, data and manners."""
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Only what this project does with a trainer."""
-        kept = ("fit", "validate")
-        return {name: args for name, args in LightningCLI.subcommands().items() if name in kept}
+    command: str  # the only subcommand whose parser is built: each takes a tenth of a second
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one command that was given."""
+        return {cls.command: LightningCLI.subcommands()[cls.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What the data takes from the model and the run."""
+        """Add the reference, and what the data takes from the model and the run."""
+        parser.add_argument(
+            "--reference",
+            type=str | None,
+            help=f"the reference's curve to compare with: {' or '.join(curve_names())}",
+        )
         parser.link_arguments("model.block_size", "data.block_size")
         parser.link_arguments("seed_everything", "data.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, turning what is wrong into one line."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            options = self._parser(self.command).get_defaults().keys()
+            raise UserError(explain(str(error), options)) from error
+        self.settings = self.config[self.command]
+        if self.settings.reference not in (None, *curve_names()):
+            raise UserError(
+                f"no reference {self.settings.reference!r}; there are {', '.join(curve_names())}"
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Leave explicit flags alone: the run's own config was read before them."""
 
     def before_instantiate_classes(self) -> None:
-        """Fit the settings to the machine."""
-        keep_freed_memory()
+        """Check what counts optimizer steps, and fit the settings to the machine."""
+        trainer = self.settings.trainer
+        if self.command == "fit":
+            if trainer.max_epochs != -1 or (trainer.max_steps < 0 and trainer.max_time is None):
+                raise UserError(
+                    "training is counted in optimizer steps: set --trainer.max_steps (or "
+                    "--trainer.max_time), and leave --trainer.max_epochs out"
+                )
+            if not isinstance(trainer.val_check_interval, int) or trainer.val_check_interval < 1:
+                raise UserError(
+                    "val_check_interval is the number of optimizer steps between evaluations: "
+                    f"a whole number from 1, not {trainer.val_check_interval!r}"
+                )
+        self.settings.data.seed = int(self.settings.seed_everything)  # true has become a number
+        machine.prepare()
+        device = machine.device_type(trainer.accelerator)
+        trainer.precision, notice = machine.fast_precision(trainer.precision or "32-true", device)
+        if notice:
+            notice(notice)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        config = self.config_init[self.subcommand]["trainer"]
+        """Build the trainer with this project's logger and callbacks."""
+        config = self.config_init[self.command].trainer
+        # Lightning counts batches; a batch is one of accumulate_grad_batches parts of a step
+        config.val_check_interval *= config.accumulate_grad_batches
+        if self.command == "validate":
+            config.logger = config.enable_checkpointing = config.enable_progress_bar = False
+            return super().instantiate_trainer(**kwargs)
         if config.logger in (None, True):
-            config.logger = TensorBoardLogger(
-                config.default_root_dir or ".", default_hp_metric=False
-            )
-        config.precision = "32-true"
+            root = config.default_root_dir or "."
+            config.logger = TensorBoardLogger(root, default_hp_metric=False, flush_secs=10)
+        if config.logger is False:
+            notice("no logger: this run leaves no folder, no curves and no checkpoint")
+            config.enable_checkpointing = False
+        self.evaluations = callbacks.Evaluations()
+        ours = [callbacks.Introduction(), self.evaluations, callbacks.TrainingCurve()]
+        if config.enable_progress_bar is not False:
+            ours.append(callbacks.StepBar())
+        if config.enable_checkpointing is not False:
+            ours.append(callbacks.checkpoints())
+        given = config.callbacks or []
+        config.callbacks = [*(given if isinstance(given, list) else [given]), *ours]
         return super().instantiate_trainer(**kwargs)
 
+    def after_fit(self) -> None:
+        """Say how it went, and where everything is."""
+        reference = self.settings.reference
+        report.after_fit(self.trainer, self.datamodule, self.evaluations.history, reference)
 
-def run(args: list[str]) -> None:
+    def before_validate(self) -> None:
+        """Take the vocabulary, and the corpus if another one stood in, from the checkpoint."""
+        checkpoint = read_checkpoint(Path(self.settings.ckpt_path))
+        self.model.hparams["vocabulary"] = checkpoint["hyper_parameters"]["vocabulary"]
+        self.datamodule.use(self.model.hparams["vocabulary"], checkpoint["CharacterData"])
+
+    def after_validate(self) -> None:
+        """Print the evaluation."""
+        report.after_validate(self.trainer, self.datamodule, Path(self.settings.ckpt_path))
+
+
+def run(command: str, options: list[str]) -> None:
+    """Run ``fit`` or ``validate`` with the given options.
+
+    Raises:
+        UserError: for whatever the user can mend.
+        KeyboardInterrupt: after Ctrl-C, once Lightning has wound up.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    CLI(
-        LanguageModel,
-        CharacterData,
-        args=args,
-        seed_everything_default=1337,
-        auto_configure_optimizers=False,
-        trainer_defaults=dict(
-            max_epochs=-1,
-            num_sanity_val_steps=-1,
-            check_val_every_n_epoch=None,
-            enable_model_summary=False,
-            callbacks=[Introduction(), Evaluations(), TrainingCurve(), StepBar(), checkpoints()],
-        ),
-    )
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
+    warnings.showwarning = lambda message, *_args, **_kwargs: notice(str(message))
+    if command == "validate" and not {"-h", "--help"} & set(options):
+        options = validate_options(options)
+    CLI.command = command
+    try:
+        CLI(
+            LanguageModel,
+            CharacterData,
+            SaveConfig,
+            args=[command, *options],
+            seed_everything_default=1337,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={
+                "exit_on_error": False,
+                command: {"exit_on_error": False, "allow_abbrev": False},
+            },
+            trainer_defaults={
+                "max_epochs": -1,  # steps are what is counted
+                "val_check_interval": 500,
+                "check_val_every_n_epoch": None,  # over all steps, not within an epoch
+                "num_sanity_val_steps": -1,  # the whole evaluation, at step 0
+                "enable_model_summary": False,
+            },
+        )
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except SystemExit:
+        # Lightning ends the process itself on Ctrl-C
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            raise KeyboardInterrupt from None
+        raise
 
 
-if __name__ == "__main__":
-    argv, sys.argv = sys.argv[1:], sys.argv[:1]
-    run(argv)
+def validate_options(options: list[str]) -> list[str]:
+    """Put the run's own config before the given options, and its checkpoint after them."""
+    chosen = "best"
+    for place, option in enumerate(options):
+        name, _, value = option.partition("=")
+        if name == "--ckpt_path":
+            chosen = value or "".join(options[place + 1 : place + 2])
+    checkpoint = find_checkpoint(chosen)
+    hparams = dict(read_checkpoint(checkpoint)["hyper_parameters"], vocabulary=None)
+    found = run_of(checkpoint)
+    config = str(found.config) if found else json.dumps({"model": hparams})
+    return ["--config", config, *options, "--ckpt_path", str(checkpoint), "--verbose", "false"]

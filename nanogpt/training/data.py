@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nanogpt.errors import UserError
+from nanogpt.notices import notice
 from nanogpt.text import corpora
 from nanogpt.text.corpora import Corpus, load_corpus
 from nanogpt.text.tokenizer import Tokenizer
@@ -46,15 +47,36 @@ class CharacterData(L.LightningDataModule):
             raise UserError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, not {batch_size}")
-        self.settings = (corpus, encoding, offline_corpus)
+        self.corpus_name, self.encoding, self.offline_corpus = corpus, encoding, offline_corpus
         self.val_fraction, self.batch_size = val_fraction, batch_size
         self.block_size, self.seed = block_size, seed
         self.vocabulary: str | None = None
+        self.save_hyperparameters(logger=False)
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+
+    def use(self, vocabulary: str, trained_on: dict[str, str | None]) -> None:
+        """Take the vocabulary of a checkpoint, and its stand-in for the corpus, if it had one."""
+        self.vocabulary = vocabulary
+        if trained_on["stands_in_for"] == self.corpus_name:
+            self.corpus_name = str(trained_on["name"])
+
+    def state_dict(self) -> dict[str, str | None]:
+        """What is kept in a checkpoint: which text the model was trained on."""
+        corpus = self.corpus
+        return {
+            "name": corpus.name,
+            "sha256": corpus.sha256,
+            "stands_in_for": corpus.stands_in_for,
+        }
+
+    def load_state_dict(self, state: dict[str, str | None]) -> None:
+        """Say so if the model was trained on another text."""
+        if state["sha256"] != self.corpus.sha256:
+            notice(f"the model was trained on {state['name']}, not on {self.corpus.name}")
 
     def prepare_data(self) -> None:
         """Download what is to be downloaded, on one process of a machine only."""
-        load_corpus(*self.settings)
+        load_corpus(self.corpus_name, self.encoding, self.offline_corpus)
 
     def setup(self, stage: str) -> None:
         """Read, encode and split the text.
@@ -64,7 +86,7 @@ class CharacterData(L.LightningDataModule):
         """
         if hasattr(self, "corpus"):
             return
-        self.corpus: Corpus = load_corpus(*self.settings)
+        self.corpus: Corpus = load_corpus(self.corpus_name, self.encoding, self.offline_corpus)
         text = self.corpus.text
         self.tokenizer = Tokenizer(self.vocabulary) if self.vocabulary else Tokenizer.of(text)
         ids = self.tokenizer.encode(text)

@@ -1,9 +1,27 @@
 """Settings that depend on the machine: precision, memory, and how long a run will take."""
 
 import ctypes
+import os
 import sys
 
 import torch
+
+
+def device_type(accelerator: str) -> str:
+    """Return the kind of device that Lightning takes for an ``--trainer.accelerator``."""
+    if accelerator in ("auto", "gpu"):
+        if torch.cuda.is_available():
+            return "cuda"
+        if torch.backends.mps.is_available():
+            return "mps"
+        return "cpu"
+    return accelerator
+
+
+def prepare() -> None:
+    """Set what makes any run on this machine faster and changes nothing that matters."""
+    keep_freed_memory()
+    torch.set_float32_matmul_precision("high")  # TF32 on NVIDIA GPUs that have it
 
 
 def fast_precision(precision: str, device: str) -> tuple[str, str | None]:
@@ -28,6 +46,16 @@ def fast_precision(precision: str, device: str) -> tuple[str, str | None]:
     if device == "cpu" and torch.cpu._is_amx_tile_supported():
         return precision, None
     return "32-true", f"bf16 is slow on this {device.upper()}: 32-true instead of {precision}"
+
+
+def use_few_threads(flop_per_step: float) -> None:
+    """Let a model too small to share out run on one thread of a CPU.
+
+    Below some 10^9 operations a step, waking and awaiting other threads costs more than they do:
+    the bigram's step takes half the time on one.
+    """
+    if flop_per_step < 1e9 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def keep_freed_memory() -> None:

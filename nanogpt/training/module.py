@@ -92,9 +92,8 @@ class LanguageModel(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Publish the evaluation: loss, perplexity and bits per character of both splits."""
-        names = ("val", "train") if len(self.trainer.val_dataloaders or []) > TRAIN else ("val",)  # type: ignore[arg-type]
         metrics: dict[str, float] = {}
-        for name, metric in zip(names, self.losses, strict=False):
+        for name, metric in zip(("val", "train"), self.losses, strict=True):
             loss = metric.compute().item()
             metric.reset()
             metrics[f"loss/{name}"] = loss

@@ -1,0 +1,73 @@
+"""``python cli.py predict``: text from a trained model on stdout, all else on stderr."""
+
+import sys
+from argparse import ArgumentError
+
+import torch
+from jsonargparse import ArgumentParser
+
+from nanogpt.errors import UserError
+from nanogpt.generation.decoding import decode, start_ids
+from nanogpt.generation.loading import load_model
+from nanogpt.generation.sampling import SamplingRule
+from nanogpt.parsing import explain
+from nanogpt.runs import find_checkpoint
+
+
+def run(options: list[str]) -> None:
+    """Parse the options of ``predict`` and run it.
+
+    Raises:
+        UserError: for an unknown option or a value out of its range.
+    """
+    parser = ArgumentParser(prog="cli.py predict", exit_on_error=False, allow_abbrev=False)
+    parser.add_function_arguments(predict)
+    try:
+        settings = parser.parse_args(options)
+    except ArgumentError as error:
+        raise UserError(explain(str(error), parser.get_defaults().keys())) from error
+    predict(**settings.as_dict())
+
+
+def predict(
+    prompt: str = "",
+    max_new_tokens: int = 500,
+    num_samples: int = 1,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 1337,
+    ckpt_path: str = "best",
+) -> None:
+    """Sample text from the newest run, or from a checkpoint.
+
+    Args:
+        prompt: what the text begins with; by default it starts from a line break.
+        max_new_tokens: characters to draw for each sample.
+        num_samples: how many samples to draw, in one batch.
+        temperature: 1 samples from the model as it is, lower is more cautious, 0 is greedy.
+        top_k: draw only among the k most likely characters.
+        seed: of the draws: the same seed gives the same text.
+        ckpt_path: ``best`` or ``last`` of the newest run, a run's folder, or a checkpoint.
+    """
+    rule = SamplingRule(temperature, top_k)
+    for name, value in (("max_new_tokens", max_new_tokens), ("num_samples", num_samples)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, not {value}")
+    checkpoint = find_checkpoint(ckpt_path)
+    model, tokenizer = load_model(checkpoint)
+    print(f"sampling from {checkpoint}", file=sys.stderr)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    start = start_ids(tokenizer, prompt).to(device).expand(num_samples, -1)
+    generator = torch.Generator(device).manual_seed(seed)
+    drawn = decode(model, start, max_new_tokens, rule, generator)
+    if num_samples == 1:  # show it as it comes
+        sys.stdout.write(prompt)
+        for ids in drawn:
+            sys.stdout.write(tokenizer.decode(ids))
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+        return
+    for number, row in enumerate(torch.stack(list(drawn), dim=1), 1):
+        print(f"sample {number} of {num_samples}", file=sys.stderr, flush=True)
+        print(prompt + tokenizer.decode(row) + "\n", flush=True)

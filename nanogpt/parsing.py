@@ -1,0 +1,51 @@
+"""jsonargparse's errors, in one line that names the nearest valid option."""
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def explain(message: str, options: Iterable[str]) -> str:
+    """Turn a parser's message into one line.
+
+    Args:
+        message: of jsonargparse's or argparse's ``ArgumentError``.
+        options: the valid keys, such as ``model.n_layer``.
+    """
+    if found := re.search(r"unrecognized arguments: (.*)", message):
+        unknown = found[1].split()[0].split("=")[0]
+        if not unknown.startswith("-"):
+            return f"unexpected argument {unknown!r}; options are written --name value"
+        return f"unknown option {unknown}{_nearest(unknown.lstrip('-'), options, '--')}"
+    if found := re.search(r"does not accept (?:nested key|option|key) '([^']*)'", message):
+        return f"unknown setting {found[1]} in the config{_nearest(found[1], options, '')}"
+    if found := re.search(r'Parser key "([^"]*)":\s*(.*)', message, re.DOTALL):
+        key, detail = found[1], found[2]
+        given = re.findall(r"(?:Given value|Got value): (.*)", detail)
+        expected = [
+            _plain(kind) for kind in re.findall(r"Expected an? (.*?)(?:\. Got|$)", detail, re.M)
+        ]
+        if given and expected:
+            return f"{key} cannot be {given[-1]!r}; it takes {' or '.join(dict.fromkeys(expected))}"
+        return f"{key}: {_one_line(detail)}"
+    return _one_line(message)
+
+
+def _nearest(unknown: str, options: Iterable[str], prefix: str) -> str:
+    options = list(options)
+    near = get_close_matches(unknown, options, 1, 0.6)
+    if not near:  # n_layr for model.n_layer
+        last = {option.rsplit(".", 1)[-1]: option for option in reversed(options)}
+        near = [last[n] for n in get_close_matches(unknown.rsplit(".", 1)[-1], last, 1, 0.7)]
+    return f"; did you mean {prefix}{near[0]}?" if near else "; see --help for all of them"
+
+
+def _plain(kind: str) -> str:
+    """``<class 'int'>`` is ``int``, ``typing.Literal['a', 'b']`` is ``a, b`` and so on."""
+    if found := re.match(r"<class '(?:.*\.)?([^'.]*)'>", kind):
+        return {"NoneType": "null"}.get(found[1], found[1])
+    return re.sub(r"(?:typing\.)?Literal\[(.*)\]", r"\1", kind).replace("'", "")
+
+
+def _one_line(message: str) -> str:
+    return re.sub(r"\s+", " ", message).strip()
