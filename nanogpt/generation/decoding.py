@@ -33,7 +33,7 @@ def decode(
     """
     ids = prompt.long()
     for _ in range(max_new_tokens):
-        context = ids[:, -model.block_size :]  # type: ignore[index, operator]
+        context = ids[:, -model.block_size :]  # type: ignore[operator]
         logits = model(context)[:, -1].float()  # (B, V)
         drawn = draw(next_probabilities(logits, rule), generator)  # (B)
         ids = torch.cat([context, drawn[:, None]], dim=1)  # (B, T + 1)

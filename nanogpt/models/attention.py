@@ -23,8 +23,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
     weights are made, dropped and used chunk by chunk, and made again for the backward pass.
     """
     if dropout > 0 and q.device.type == "cpu":
-        out: Tensor = _CPUAttentionWithDropout.apply(q, k, v, dropout)
-        return out
+        return _CPUAttentionWithDropout.apply(q, k, v, dropout)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
 
 

@@ -23,5 +23,4 @@ class Bigram(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (B, T) to next-character logits (B, T, V)."""
-        logits: Tensor = self.table(ids)
-        return logits
+        return self.table(ids)

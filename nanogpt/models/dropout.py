@@ -49,6 +49,5 @@ class Dropout(nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:
         """Zero each element with probability ``p`` in training, and rescale the others."""
         if self.training and self.p > 0 and input.device.type == "cpu":
-            out: Tensor = _CPUDropout.apply(input.contiguous(), self.p)
-            return out
+            return _CPUDropout.apply(input.contiguous(), self.p)
         return F.dropout(input, self.p, self.training)

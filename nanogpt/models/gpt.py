@@ -132,8 +132,7 @@ class GPT(nn.Module):
         x = self.token_embedding(ids) + self.position_embedding(positions)  # (B, T, C)
         for block in self.blocks:
             x = block(x)
-        logits: Tensor = self.lm_head(self.ln_f(x))  # (B, T, V)
-        return logits
+        return self.lm_head(self.ln_f(x))  # (B, T, V)
 
 
 def init_normal(module: nn.Module) -> None:

@@ -181,6 +181,7 @@ def _fetch() -> bytes | str:
         time.sleep(pause)
         content = io.BytesIO()
         try:
+            # not streamed, so that the connection is closed also where the answer is an error
             pooch.HTTPDownloader(timeout=3, stream=False)(URL, content, None)
         except Exception as error:  # whatever went wrong, there is no file, and this is why
             cause: BaseException = error

@@ -68,7 +68,9 @@ class StepBar(ProgressBar):
         if self.bar is not None:
             self.bar.close()
 
-    on_exception = on_train_end
+    def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
+        """Take the bar away, so that the error stands alone."""
+        self.on_train_end()
 
 
 class Evaluations(Callback):
@@ -133,8 +135,8 @@ class TrainingCurve(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any
     ) -> None:
         """Log, on the steps that are due."""
-        step = trainer.global_step
-        if trainer.logger is None or step % trainer.log_every_n_steps or step == self.step:
+        step, interval = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.logger is None or step % interval or step == self.step:
             return
         loss = outputs["loss"].item()  # on a GPU this waits, so that the clock is right
         now = time.perf_counter()

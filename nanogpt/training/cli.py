@@ -42,7 +42,7 @@ class CLI(LightningCLI):
     command: str  # the only subcommand whose parser is built: each takes a tenth of a second
 
     @classmethod
-    def subcommands(cls) -> dict[str, set[str]]:  # type: ignore[override]
+    def subcommands(cls) -> dict[str, set[str]]:
         """The one command that was given."""
         return {cls.command: LightningCLI.subcommands()[cls.command]}
 
@@ -89,9 +89,10 @@ class CLI(LightningCLI):
         self.settings.data.seed = int(self.settings.seed_everything)  # true has become a number
         machine.prepare()
         device = machine.device_type(trainer.accelerator)
-        trainer.precision, notice = machine.fast_precision(trainer.precision or "32-true", device)
-        if notice:
-            notice(notice)
+        precision = trainer.precision or "32-true"
+        trainer.precision, reason = machine.fast_precision(precision, device)
+        if reason:
+            notice(reason)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with this project's logger and callbacks."""

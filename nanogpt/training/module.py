@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, Literal
 
 import lightning as L
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -14,8 +13,6 @@ from torchmetrics import MeanMetric
 from nanogpt.errors import UserError
 from nanogpt.models import build_model
 from nanogpt.training.optimizer import Schedule, adamw, learning_rate_factor
-
-VAL, TRAIN = 0, 1  # the places of the two evaluation loaders
 
 
 class LanguageModel(L.LightningModule):
@@ -61,7 +58,8 @@ class LanguageModel(L.LightningModule):
         if not learning_rate > 0:
             raise UserError(f"learning_rate must be above 0, not {learning_rate}")
         self.save_hyperparameters(logger=False)
-        self.losses = torch.nn.ModuleList([MeanMetric(), MeanMetric()])  # VAL, TRAIN
+        self.val_loss, self.train_loss = MeanMetric(), MeanMetric()
+        self.evaluation: dict[str, float] = {}
 
     def configure_model(self) -> None:
         """Build the network, with the vocabulary of the data where none was given."""
@@ -76,24 +74,24 @@ class LanguageModel(L.LightningModule):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (B, T) to next-character logits (B, T, V)."""
-        logits: Tensor = self.net(ids)
-        return logits
+        return self.net(ids)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss, in nats per character, over a batch of (B, T) ids and targets."""
         return mean_loss(self(batch[0]), batch[1])
 
     def validation_step(
-        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = VAL
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Add a batch of windows to the loss of its split."""
+        """Add a batch of windows to the loss of its split: loader 0 is val, 1 is train."""
         ids, targets = batch
-        self.losses[dataloader_idx].update(mean_loss(self(ids), targets), targets.numel())
+        metric = (self.val_loss, self.train_loss)[dataloader_idx]
+        metric.update(mean_loss(self(ids), targets), targets.numel())
 
     def on_validation_epoch_end(self) -> None:
         """Publish the evaluation: loss, perplexity and bits per character of both splits."""
         metrics: dict[str, float] = {}
-        for name, metric in zip(("val", "train"), self.losses, strict=True):
+        for name, metric in (("val", self.val_loss), ("train", self.train_loss)):
             loss = metric.compute().item()
             metric.reset()
             metrics[f"loss/{name}"] = loss
