@@ -16,8 +16,9 @@ class Bigram(nn.Module):
 
     def __init__(self, vocab_size: int, block_size: int = 8) -> None:
         super().__init__()
-        if min(vocab_size, block_size) < 1:
-            raise ValueError(f"sizes must be at least 1, not {vocab_size} and {block_size}")
+        for name, size in {"vocab_size": vocab_size, "block_size": block_size}.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, not {size}")
         self.vocab_size, self.block_size = vocab_size, block_size
         self.table = nn.Embedding(vocab_size, vocab_size)
 

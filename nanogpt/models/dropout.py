@@ -34,13 +34,14 @@ def keep_mask(bits: Tensor, p: float, like: Tensor) -> Tensor:
 class _CPUDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        ctx.p, ctx.bits = p, random_bits(x.numel())
-        return keep_mask(ctx.bits, p, x).mul_(x).mul_(threshold(p)[1])
+        ctx.p, bits = p, random_bits(x.numel())
+        ctx.save_for_backward(bits)  # unlike an attribute, freed once the backward pass is done
+        return keep_mask(bits, p, x).mul_(x).mul_(threshold(p)[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         grad = grads[0].contiguous()
-        return keep_mask(ctx.bits, ctx.p, grad).mul_(grad).mul_(threshold(ctx.p)[1]), None
+        return keep_mask(*ctx.saved_tensors, ctx.p, grad).mul_(grad).mul_(threshold(ctx.p)[1]), None
 
 
 class Dropout(nn.Dropout):

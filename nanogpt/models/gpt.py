@@ -115,6 +115,8 @@ class GPT(nn.Module):
                 raise ValueError(f"{name} must be at least 1, not {size}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
+        if init not in ("default", "normal"):
+            raise ValueError(f"init must be default or normal, not {init}")
         self.vocab_size, self.block_size = vocab_size, block_size
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
         self.position_embedding = nn.Embedding(block_size, n_embd)
@@ -128,6 +130,11 @@ class GPT(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (B, T), T at most ``block_size``, to next-character logits (B, T, V)."""
+        if ids.shape[1] > self.block_size:
+            raise ValueError(
+                f"{ids.shape[1]} characters are more than block_size, {self.block_size}: "
+                f"give the model the last {self.block_size}"
+            )
         positions = torch.arange(ids.shape[1], device=ids.device)  # (T)
         x = self.token_embedding(ids) + self.position_embedding(positions)  # (B, T, C)
         for block in self.blocks:

@@ -1,7 +1,6 @@
 """Where a text comes from: by name, or from a file of the user's own."""
 
 import hashlib
-import io
 import os
 import queue
 import socket
@@ -174,15 +173,14 @@ def download(target: Path) -> str | None:
 
 def _fetch() -> bytes | str:
     """Return the bytes of tiny Shakespeare, or in a few words why they could not be had."""
-    import pooch
+    import requests
 
     failure = ""
     for pause in (0.0, *RETRY_AFTER_SECONDS):
         time.sleep(pause)
-        content = io.BytesIO()
         try:
-            # not streamed, so that the connection is closed also where the answer is an error
-            pooch.HTTPDownloader(timeout=3, stream=False)(URL, content, None)
+            answer = requests.get(URL, timeout=3)
+            answer.raise_for_status()
         except Exception as error:  # whatever went wrong, there is no file, and this is why
             cause: BaseException = error
             while cause.__context__ is not None:  # requests wraps it three times
@@ -191,8 +189,8 @@ def _fetch() -> bytes | str:
             if isinstance(cause, socket.gaierror):  # no network: do not keep the user waiting
                 break
         else:
-            if hashlib.sha256(content.getvalue()).hexdigest() == SHA256:
-                return content.getvalue()
+            if hashlib.sha256(answer.content).hexdigest() == SHA256:
+                return answer.content
             failure = "what came has another checksum"
     return failure
 

@@ -5,6 +5,8 @@ import logging
 import signal
 import warnings
 from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,14 @@ from nanogpt.runs import find_checkpoint, run_of
 from nanogpt.training import callbacks, machine, report
 from nanogpt.training.data import CharacterData
 from nanogpt.training.module import LanguageModel
+
+TRAINER_DEFAULTS = {
+    "max_epochs": -1,  # steps are what is counted
+    "val_check_interval": 500,
+    "check_val_every_n_epoch": None,  # over all steps, not within an epoch
+    "num_sanity_val_steps": -1,  # the whole evaluation, at step 0
+    "enable_model_summary": False,
+}
 
 
 class SaveConfig(SaveConfigCallback):
@@ -141,42 +151,51 @@ def run(command: str, options: list[str]) -> None:
         UserError: for whatever the user can mend.
         KeyboardInterrupt: after Ctrl-C, once Lightning has wound up.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
-    warnings.showwarning = lambda message, *_args, **_kwargs: notice(str(message))
     if command == "validate" and not {"-h", "--help"} & set(options):
         options = validate_options(options)
     CLI.command = command
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
-        CLI(
-            LanguageModel,
-            CharacterData,
-            SaveConfig,
-            args=[command, *options],
-            seed_everything_default=1337,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={
-                "exit_on_error": False,
-                command: {"exit_on_error": False, "allow_abbrev": False},
-            },
-            trainer_defaults={
-                "max_epochs": -1,  # steps are what is counted
-                "val_check_interval": 500,
-                "check_val_every_n_epoch": None,  # over all steps, not within an epoch
-                "num_sanity_val_steps": -1,  # the whole evaluation, at step 0
-                "enable_model_summary": False,
-            },
-        )
+        with warnings.catch_warnings(), quiet_lightning():
+            CLI(
+                LanguageModel,
+                CharacterData,
+                SaveConfig,
+                args=[command, *options],
+                seed_everything_default=1337,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                parser_kwargs={
+                    "exit_on_error": False,
+                    command: {"exit_on_error": False, "allow_abbrev": False},
+                },
+                trainer_defaults=TRAINER_DEFAULTS,
+            )
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
     except SystemExit:
-        # Lightning ends the process itself on Ctrl-C
+        # Lightning ends the process itself on Ctrl-C, after telling the system to ignore the next
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, interrupt)
             raise KeyboardInterrupt from None
         raise
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's own announcements back, and show warnings as notices."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
+    warnings.showwarning = lambda message, *_args, **_kwargs: notice(str(message))
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def validate_options(options: list[str]) -> list[str]:

@@ -1,0 +1,54 @@
+"""Every test runs in an empty folder, without a network, and finds no text but its own."""
+
+from pathlib import Path
+
+import pytest
+
+from nanogpt.cli import main
+from nanogpt.text import corpora
+from nanogpt.text.pastiche import pastiche
+from tests.commands import CONFIGS, TINY, Outcome, Run
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a test from the machine's own texts, runs and network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NANOGPT_DATA_DIR", raising=False)
+    monkeypatch.setattr(corpora, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(corpora, "_fetch", lambda: "there is no network in a test")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    """The path of a text of 5,000 characters."""
+    (tmp_path / "text.txt").write_text(pastiche()[:5000], encoding="utf-8")
+    return "text.txt"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process."""
+
+    def run(*argv: str) -> Outcome:
+        capsys.readouterr()
+        try:
+            code = main(list(argv))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def fit(run: Run, text: str) -> Run:
+    """Train a tiny GPT on a small text; later options win."""
+
+    def fit(*options: str) -> Outcome:
+        config = str(CONFIGS / "quickstart.yaml")
+        steps = ("--trainer.max_steps=6", "--trainer.val_check_interval=4")
+        return run("fit", "--config", config, *TINY, f"--data.corpus={text}", *steps, *options)
+
+    return fit
