@@ -55,10 +55,10 @@ def predict(
             raise UserError(f"{name} must be at least 1, not {value}")
     checkpoint = find_checkpoint(ckpt_path)
     model, tokenizer = load_model(checkpoint)
-    print(f"sampling from {checkpoint}", file=sys.stderr)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     start = start_ids(tokenizer, prompt).to(device).expand(num_samples, -1)
+    print(f"sampling from {checkpoint}", file=sys.stderr)
     generator = torch.Generator(device).manual_seed(seed)
     drawn = decode(model, start, max_new_tokens, rule, generator)
     if num_samples == 1:  # show it as it comes

@@ -107,7 +107,7 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         if head_size is None:
-            head_size = max(n_embd // max(n_head, 1), 1)
+            head_size = n_embd // max(n_head, 1)
         sizes = {"vocab_size": vocab_size, "block_size": block_size, "n_layer": n_layer}
         sizes |= {"n_head": n_head, "n_embd": n_embd, "head_size": head_size}
         for name, size in sizes.items():

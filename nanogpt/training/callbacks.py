@@ -83,6 +83,20 @@ class Evaluations(Callback):
     def __init__(self) -> None:
         self.history: list[Losses] = []
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record the settings, what was really trained on, and the chart that losses share."""
+        assert isinstance(pl_module, LanguageModel)
+        if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+            return
+        data: CharacterData = trainer.datamodule  # type: ignore[attr-defined]
+        settings = {**pl_module.hparams, **data.hparams}
+        settings |= {f"corpus_{name}": value for name, value in data.state_dict().items()}
+        settings |= {"precision": trainer.precision, "parameters": count_parameters(pl_module.net)}
+        plain = {k: v if isinstance(v, int | float) else str(v) for k, v in settings.items()}
+        trainer.logger.log_hyperparams(plain)  # into hparams.yaml
+        chart = ["Multiline", ["loss/train", "loss/val"]]
+        trainer.logger.experiment.add_custom_scalars({"loss": {"train and val": chart}})
+
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Ask for the evaluation after the last step."""
         if trainer.global_step == trainer.max_steps:
@@ -96,23 +110,11 @@ class Evaluations(Callback):
         self.history.append(losses)
         pl_module.print(f"step {step}: train loss {losses.train:.4f}, val loss {losses.val:.4f}")
         if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            if trainer.sanity_checking:
-                _declare_run(trainer, pl_module)
+            if trainer.sanity_checking:  # the hyperparameters, and the loss to sort runs by
+                shown = {"loss/val": losses.val}
+                trainer.logger.log_hyperparams(trainer.logger.hparams, shown, step=0)
             trainer.logger.log_metrics(metrics, step)
             _log_sample(trainer.logger, pl_module, step)
-
-
-def _declare_run(trainer: L.Trainer, model: LanguageModel) -> None:
-    """Tell TensorBoard the hyperparameters, the loss to sort runs by, and the shared chart."""
-    assert isinstance(trainer.logger, TensorBoardLogger)
-    data: CharacterData = trainer.datamodule  # type: ignore[attr-defined]
-    settings = {**model.hparams, **data.hparams}
-    settings |= {f"corpus_{name}": value for name, value in data.state_dict().items()}
-    settings |= {"precision": trainer.precision, "parameters": count_parameters(model.net)}
-    plain = {k: v if isinstance(v, int | float) else str(v) for k, v in settings.items()}
-    trainer.logger.log_hyperparams(plain, {"loss/val": model.evaluation["loss/val"]}, step=0)
-    chart = ["Multiline", ["loss/train", "loss/val"]]
-    trainer.logger.experiment.add_custom_scalars({"loss": {"train and val": chart}})
 
 
 def _log_sample(logger: TensorBoardLogger, model: LanguageModel, step: int) -> None:

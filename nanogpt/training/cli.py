@@ -126,7 +126,10 @@ class CLI(LightningCLI):
             ours.append(callbacks.checkpoints())
         given = config.callbacks or []
         config.callbacks = [*(given if isinstance(given, list) else [given]), *ours]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ValueError as error:
+            raise UserError(" ".join(str(error).split())) from error
 
     def after_fit(self) -> None:
         """Say how it went, and where everything is."""
@@ -134,10 +137,20 @@ class CLI(LightningCLI):
         report.after_fit(self.trainer, self.datamodule, self.evaluations.history, reference)
 
     def before_validate(self) -> None:
-        """Take the vocabulary, and the corpus if another one stood in, from the checkpoint."""
+        """Take the weights, the vocabulary, and the corpus if another one stood in."""
         checkpoint = read_checkpoint(Path(self.settings.ckpt_path))
         self.model.hparams["vocabulary"] = checkpoint["hyper_parameters"]["vocabulary"]
+        self.model.configure_model()
+        try:
+            self.model.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as error:
+            raise UserError(
+                f"{self.settings.ckpt_path} does not fit these settings of the model; leave the "
+                "options --model.* out"
+            ) from error
         self.datamodule.use(self.model.hparams["vocabulary"], checkpoint["CharacterData"])
+        # all is loaded: Lightning need not, and would ask for the callbacks of the training
+        self.config_init[self.command].ckpt_path = None
 
     def after_validate(self) -> None:
         """Print the evaluation."""
@@ -167,7 +180,8 @@ def run(command: str, options: list[str]) -> None:
                 load_from_checkpoint_support=False,
                 parser_kwargs={
                     "exit_on_error": False,
-                    command: {"exit_on_error": False, "allow_abbrev": False},
+                    "allow_abbrev": False,
+                    command: {"exit_on_error": False},
                 },
                 trainer_defaults=TRAINER_DEFAULTS,
             )

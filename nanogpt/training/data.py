@@ -59,6 +59,9 @@ class CharacterData(L.LightningDataModule):
         self.vocabulary = vocabulary
         if trained_on["stands_in_for"] == self.corpus_name:
             self.corpus_name = str(trained_on["name"])
+        self.setup("validate")
+        if trained_on["sha256"] != self.corpus.sha256:
+            notice(f"the model was trained on {trained_on['name']}, not on {self.corpus.name}")
 
     def state_dict(self) -> dict[str, str | None]:
         """What is kept in a checkpoint: which text the model was trained on."""
@@ -68,11 +71,6 @@ class CharacterData(L.LightningDataModule):
             "sha256": corpus.sha256,
             "stands_in_for": corpus.stands_in_for,
         }
-
-    def load_state_dict(self, state: dict[str, str | None]) -> None:
-        """Say so if the model was trained on another text."""
-        if state["sha256"] != self.corpus.sha256:
-            notice(f"the model was trained on {state['name']}, not on {self.corpus.name}")
 
     def prepare_data(self) -> None:
         """Download what is to be downloaded, on one process of a machine only."""

@@ -19,7 +19,6 @@ def test_the_table_is_the_generators_first_draw() -> None:
     assert torch.equal(table, torch.randn(65, 65))
 
 
-@pytest.mark.xfail(reason="the message has both values and no name")
 @pytest.mark.parametrize("setting", ["vocab_size", "block_size"])
 def test_a_bad_size_is_named(setting: str) -> None:
     with pytest.raises(ValueError, match=f"{setting} must be at least 1, not 0"):
