@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nanogpt.models.dropout import keep_mask, random_bits, threshold
 
@@ -47,7 +48,7 @@ class _CPUAttentionWithDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
         shape = q.shape
-        q, k, v = (x.flatten(0, 1).contiguous() for x in (q, k, v))  # (N, T, hs)
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (N, T, hs)
         bits = random_bits(q.shape[0] * q.shape[1] ** 2).view(-1, q.shape[1], q.shape[1])
         y, mask = torch.empty_like(v), causal_mask(q.shape[1], q)
         for n in range(0, q.shape[0], CHUNK):
@@ -60,9 +61,10 @@ class _CPUAttentionWithDropout(torch.autograd.Function):
         return y.view(shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         q, k, v, y, bits = ctx.saved_tensors
-        dy = grads[0].flatten(0, 1).contiguous()
+        dy = grads[0].flatten(0, 1)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         mask, rescale = causal_mask(q.shape[1], q), threshold(ctx.p)[1]
         delta = (dy * y).sum(-1, keepdim=True)  # (N, T, 1)

@@ -40,8 +40,8 @@ class _CPUDropout(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        grad = grads[0].contiguous()
-        return keep_mask(*ctx.saved_tensors, ctx.p, grad).mul_(grad).mul_(threshold(ctx.p)[1]), None
+        (bits,) = ctx.saved_tensors
+        return keep_mask(bits, ctx.p, grads[0]).mul_(grads[0]).mul_(threshold(ctx.p)[1]), None
 
 
 class Dropout(nn.Dropout):
@@ -50,5 +50,5 @@ class Dropout(nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:
         """Zero each element with probability ``p`` in training, and rescale the others."""
         if self.training and self.p > 0 and input.device.type == "cpu":
-            return _CPUDropout.apply(input.contiguous(), self.p)
+            return _CPUDropout.apply(input, self.p)
         return F.dropout(input, self.p, self.training)
