@@ -3,6 +3,7 @@
 import json
 import logging
 import signal
+import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from nanogpt.errors import UserError
@@ -32,18 +34,6 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": -1,  # the whole evaluation, at step 0
     "enable_model_summary": False,
 }
-
-
-class SaveConfig(SaveConfigCallback):
-    """Saves the configuration into the folder of the run, once data and model are sound."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Wait: nothing is known to be sound yet."""
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write ``config.yaml``, unless the run has no folder."""
-        if isinstance(trainer.logger, TensorBoardLogger):
-            super().setup(trainer, pl_module, "fit")
 
 
 class CLI(LightningCLI):
@@ -118,10 +108,14 @@ class CLI(LightningCLI):
         if config.logger is False:
             notice("no logger: this run leaves no folder, no curves and no checkpoint")
             config.enable_checkpointing = False
-        self.evaluations = callbacks.Evaluations()
-        ours = [callbacks.Introduction(), self.evaluations, callbacks.TrainingCurve()]
-        if config.enable_progress_bar is not False:
+        self.recorder = callbacks.Recorder(
+            lambda path: self._parser(self.command).save(self.settings, path, skip_none=False)
+        )
+        ours: list[Callback] = [self.recorder]
+        if config.enable_progress_bar is not False and sys.stderr.isatty():
             ours.append(callbacks.StepBar())
+        else:
+            config.enable_progress_bar = False
         if config.enable_checkpointing is not False:
             ours.append(callbacks.checkpoints())
         given = config.callbacks or []
@@ -134,7 +128,7 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         """Say how it went, and where everything is."""
         reference = self.settings.reference
-        report.after_fit(self.trainer, self.datamodule, self.evaluations.history, reference)
+        report.after_fit(self.trainer, self.datamodule, self.recorder.history, reference)
 
     def before_validate(self) -> None:
         """Take the weights, the vocabulary, and the corpus if another one stood in."""
@@ -173,8 +167,8 @@ def run(command: str, options: list[str]) -> None:
             CLI(
                 LanguageModel,
                 CharacterData,
-                SaveConfig,
                 args=[command, *options],
+                save_config_callback=None,  # the recorder does it
                 seed_everything_default=1337,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,

@@ -1,17 +1,24 @@
-"""What ``fit`` and ``validate`` say at their end."""
+"""What ``fit`` and ``validate`` say: before they train, and at their end."""
 
 import sys
+import time
 from pathlib import Path
 
 import lightning as L
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from nanogpt.generation.decoding import sample_text
 from nanogpt.generation.loading import load_model, read_checkpoint
 from nanogpt.insight.reference import Losses, comparison, read_curve
+from nanogpt.models import count_parameters
 from nanogpt.text import corpora
 from nanogpt.training.data import CharacterData
+from nanogpt.training.machine import use_few_threads
+from nanogpt.training.module import LanguageModel
 
 SAMPLE_CHARACTERS = 500
+LONG_ON_A_CPU = 2e14  # FLOP of training that a CPU takes more than ten minutes or so for
 
 
 def stand_in_warning(corpus: corpora.Corpus) -> None:
@@ -28,6 +35,47 @@ def stand_in_warning(corpus: corpora.Corpus) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+def introduce(trainer: L.Trainer, model: LanguageModel, data: CharacterData) -> None:
+    """Print the corpus, the size of the model, where it runs and, if that is long, for how long."""
+    if data.corpus.stands_in_for and trainer.is_global_zero:
+        stand_in_warning(data.corpus)
+    n_train, n_val = len(data.splits["train"]), len(data.splits["val"])
+    model.print(
+        f"corpus {data.corpus.name}: {n_train + n_val:,} characters, "
+        f"{len(data.tokenizer.vocabulary)} distinct; {n_train:,} to train on, {n_val:,} to "
+        "validate"
+    )
+    n_parameters = count_parameters(model.net)
+    model.print(f"{n_parameters / 1e6} M parameters")
+    device = trainer.strategy.root_device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    model.print(f"training on {where} in {trainer.precision}, in {trainer.log_dir}")
+    if device.type != "cpu":
+        return
+    flop_per_step = 6 * n_parameters * data.batch_size * data.block_size
+    use_few_threads(flop_per_step)
+    if flop_per_step * trainer.max_steps > LONG_ON_A_CPU:
+        hours = seconds_per_step(trainer, model, data) * trainer.max_steps / 3600
+        model.print(
+            f"this will take about {hours:.1f} hours on this CPU; configs/quickstart.yaml "
+            "trains a smaller model in three minutes"
+        )
+
+
+def seconds_per_step(trainer: L.Trainer, model: LanguageModel, data: CharacterData) -> float:
+    """Measure a training step on a sixteenth of a batch; leaves random state as it was."""
+    windows = max(data.batch_size // 16, 1)
+    ids = torch.zeros(windows, data.block_size, dtype=torch.long)
+    seconds = 0.0
+    with isolate_rng(), trainer.precision_plugin.train_step_context():
+        for _ in range(2):  # the first touches fresh memory
+            begin = time.perf_counter()
+            model.training_step((ids, ids), 0).backward()
+            seconds = time.perf_counter() - begin
+    model.zero_grad()
+    return seconds * data.batch_size / windows
 
 
 def after_fit(
