@@ -40,13 +40,15 @@ def main(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         return 130
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         where = f" at {error.filename}" if error.filename else ""
-        return fail(f"{error.strerror}{where}: make room, or run in another folder")
+        return fail(
+            f"{error.strerror}{where}: what was there is untouched; make room and run again"
+        )
 
 
 def dispatch(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""What a run shows and leaves: its progress, its evaluations and curves, its checkpoints."""
+"""What a run shows and leaves: its progress, its evaluations and its curves."""
 
 import sys
 import time
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
 from nanogpt.generation.decoding import sample_text
 from nanogpt.insight.reference import Losses
 from nanogpt.models import count_parameters
+from nanogpt.notices import notice
 from nanogpt.text.tokenizer import Tokenizer
 from nanogpt.training.data import CharacterData
 from nanogpt.training.module import LanguageModel
@@ -142,21 +143,17 @@ class Recorder(Callback):
             self._log_sample(trainer.logger, pl_module, step)
         self.on_train_start(trainer, pl_module)  # evaluating is no training time
 
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Say, after Ctrl-C, what is left."""
+        if isinstance(exception, KeyboardInterrupt) and len(self.history) > 1:
+            kept = f"checkpoints of step {self.history[-1].step} are in {trainer.log_dir}"
+            notice(f"Ctrl-C at step {trainer.global_step}; {kept}")
+
     @staticmethod
     def _log_sample(logger: TensorBoardLogger, model: LanguageModel, step: int) -> None:
         tokenizer = Tokenizer(model.hparams["vocabulary"])
         sample = sample_text(model.net, tokenizer, SAMPLE_CHARACTERS, seed=step)
         indented = "\n".join("    " + line for line in sample.split("\n"))  # Markdown's code block
         logger.experiment.add_text("sample", indented, step)
-
-
-def checkpoints() -> ModelCheckpoint:
-    """Keep ``best.ckpt``, by the val loss, and ``last.ckpt``, renewed at every evaluation."""
-    return ModelCheckpoint(
-        filename="best",
-        monitor="loss/val",
-        save_top_k=1,
-        save_last=True,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )

@@ -2,8 +2,8 @@
 
 import json
 import logging
-import signal
 import sys
+import threading
 import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -24,6 +25,7 @@ from nanogpt.notices import notice
 from nanogpt.parsing import explain
 from nanogpt.runs import find_checkpoint, run_of
 from nanogpt.training import callbacks, machine, report
+from nanogpt.training.checkpoints import AtomicCheckpointIO, best_and_last
 from nanogpt.training.data import CharacterData
 from nanogpt.training.module import LanguageModel
 
@@ -99,9 +101,17 @@ class CLI(LightningCLI):
         config = self.config_init[self.command].trainer
         # Lightning counts batches; a batch is one of accumulate_grad_batches parts of a step
         config.val_check_interval *= config.accumulate_grad_batches
-        if self.command == "validate":
+        if self.command == "fit":
+            self._equip(config)
+        else:
             config.logger = config.enable_checkpointing = config.enable_progress_bar = False
+        try:
             return super().instantiate_trainer(**kwargs)
+        except ValueError as error:
+            raise UserError(" ".join(str(error).split())) from error
+
+    def _equip(self, config: Namespace) -> None:
+        """Add what records, shows and keeps a run."""
         if config.logger in (None, True):
             root = config.default_root_dir or "."
             config.logger = TensorBoardLogger(root, default_hp_metric=False, flush_secs=10)
@@ -112,18 +122,13 @@ class CLI(LightningCLI):
             lambda path: self._parser(self.command).save(self.settings, path, skip_none=False)
         )
         ours: list[Callback] = [self.recorder]
-        if config.enable_progress_bar is not False and sys.stderr.isatty():
+        config.enable_progress_bar = config.enable_progress_bar is not False and sys.stderr.isatty()
+        if config.enable_progress_bar:
             ours.append(callbacks.StepBar())
-        else:
-            config.enable_progress_bar = False
         if config.enable_checkpointing is not False:
-            ours.append(callbacks.checkpoints())
-        given = config.callbacks or []
-        config.callbacks = [*(given if isinstance(given, list) else [given]), *ours]
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except ValueError as error:
-            raise UserError(" ".join(str(error).split())) from error
+            ours.append(best_and_last())
+        config.callbacks = _listed(config.callbacks) + ours
+        config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
 
     def after_fit(self) -> None:
         """Say how it went, and where everything is."""
@@ -151,6 +156,10 @@ class CLI(LightningCLI):
         report.after_validate(self.trainer, self.datamodule, Path(self.settings.ckpt_path))
 
 
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 def run(command: str, options: list[str]) -> None:
     """Run ``fit`` or ``validate`` with the given options.
 
@@ -161,7 +170,6 @@ def run(command: str, options: list[str]) -> None:
     if command == "validate" and not {"-h", "--help"} & set(options):
         options = validate_options(options)
     CLI.command = command
-    interrupt = signal.getsignal(signal.SIGINT)
     try:
         with warnings.catch_warnings(), quiet_lightning():
             CLI(
@@ -181,10 +189,8 @@ def run(command: str, options: list[str]) -> None:
             )
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
-    except SystemExit:
-        # Lightning ends the process itself on Ctrl-C, after telling the system to ignore the next
-        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-            signal.signal(signal.SIGINT, interrupt)
+    except SystemExit as end:
+        if end.code == 1:  # how Lightning ends the process after Ctrl-C
             raise KeyboardInterrupt from None
         raise
 
@@ -199,9 +205,12 @@ def quiet_lightning() -> Iterator[None]:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
     warnings.showwarning = lambda message, *_args, **_kwargs: notice(str(message))
+    # what goes wrong in TensorBoard's writing thread is raised again in the main thread
+    hook, threading.excepthook = threading.excepthook, lambda _args: None
     try:
         yield
     finally:
+        threading.excepthook = hook
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

@@ -1,0 +1,49 @@
+"""Checkpoint files: which are kept, and how they are written."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+def best_and_last() -> ModelCheckpoint:
+    """Keep ``best.ckpt``, by the val loss, and ``last.ckpt``, renewed at every evaluation."""
+    return ModelCheckpoint(
+        filename="best",
+        monitor="loss/val",
+        save_top_k=1,
+        save_last=True,
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+    )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, flushes and renames: a full disk leaves the old file whole."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint under its name, or not at all.
+
+        Raises:
+            OSError: if it cannot be written; ``filename`` is the target's.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()  # torch would turn an OSError into a RuntimeError without a cause
+        torch.save(checkpoint, content)
+        partial = target.with_name(f"{target.name}.partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(target)) from error

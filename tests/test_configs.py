@@ -1,0 +1,94 @@
+"""Every shipped config runs, and is the experiment that it says it is."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nanogpt.models import build_model, count_parameters
+from nanogpt.text.corpora import PASTICHE
+from tests.commands import CONFIGS, Run
+
+ALL = pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+
+# The reference's own table: parameters, batch, block, steps, evaluations, lr, dropout.
+REFERENCE = {
+    "bigram": (4_225, 32, 8, 5000, 300, 1e-3, 0.0),
+    "gpt_small": (309_313, 32, 128, 5000, 500, 3e-4, 0.2),
+    "gpt10m": (10_788_929, 64, 256, 5000, 500, 3e-4, 0.2),
+}
+OPTIMIZER = ("betas", "weight_decay", "schedule", "warmup_steps")  # whose defaults it used
+
+# Options that make any of them small, for those settings that it has.
+SMALL = {
+    "model": {"block_size": 8, "n_embd": 12},
+    "data": {"batch_size": 2},
+    "trainer": {"max_steps": 2, "val_check_interval": 2},
+}
+
+
+def read(path: Path) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return config
+
+
+def n_parameters(model: dict[str, Any]) -> int:
+    """The parameters of a config's model, as it is, on 65 characters."""
+    names = ("block_size", "n_layer", "n_head", "n_embd", "head_size", "dropout", "init")
+    settings = {name: model[name] for name in names if name in model}
+    return count_parameters(build_model(model["architecture"], 65, **settings))
+
+
+@ALL
+def test_it_runs(path: Path, run: Run, text: str) -> None:
+    options = [
+        f"--{section}.{name}={value}"
+        for section, settings in read(path).items()
+        for name, value in SMALL.get(section, {}).items()
+        if name in settings
+    ]
+    outcome = run(
+        *("fit", "--config", str(path), *options),
+        *(f"--data.corpus={text}", "--trainer.accelerator=cpu"),
+    )
+    assert outcome.code == 0, outcome.err
+    for step in (0, 2):
+        assert f"step {step}: train loss " in outcome.out
+    assert (Path("lightning_logs") / "version_0" / "checkpoints" / "best.ckpt").is_file()
+
+
+@ALL
+def test_it_runs_on_a_machine_without_a_network(path: Path) -> None:
+    data = read(path)["data"]
+    assert data["offline_corpus"] == PASTICHE
+    assert "corpus" not in data  # tiny Shakespeare wherever it can be had
+
+
+@ALL
+def test_its_first_line_says_what_it_is_and_counts_right(path: Path) -> None:
+    first = path.read_text(encoding="utf-8").split("\n")[0]
+    found = re.match(r"# .*\(([\d.,]+)( M)? parameters\)", first)
+    assert found, first
+    n, stated = n_parameters(read(path)["model"]), found[1].replace(",", "")
+    assert stated == (f"{n / 1e6:.1f}" if found[2] else str(n))
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_it_is_the_references_experiment(name: str) -> None:
+    config = read(CONFIGS / f"{name}.yaml")
+    model, trainer = config["model"], config["trainer"]
+    assert (
+        n_parameters(model),
+        config["data"]["batch_size"],
+        model["block_size"],
+        trainer["max_steps"],
+        trainer["val_check_interval"],
+        model["learning_rate"],
+        model.get("dropout", 0.0),
+    ) == REFERENCE[name]
+    assert model.get("init", "default") == "default"
+    assert not model.keys() & set(OPTIMIZER)
+    assert not trainer.keys() & {"gradient_clip_val", "accumulate_grad_batches"}
+    assert "seed_everything" not in config  # 1337 without it: the reference's seed
