@@ -30,6 +30,7 @@ from nanogpt.training.data import CharacterData
 from nanogpt.training.module import LanguageModel
 
 TRAINER_DEFAULTS = {
+    "devices": 1,
     "max_epochs": -1,  # steps are what is counted
     "val_check_interval": 500,
     "check_val_every_n_epoch": None,  # over all steps, not within an epoch
