@@ -1,6 +1,7 @@
 """Answers help and dispatches, without heavy imports; a user's mistake gets one line."""
 
 import errno
+import io
 import os
 import sys
 from difflib import get_close_matches
@@ -32,22 +33,28 @@ Curves of all runs:   tensorboard --logdir lightning_logs
 
 def main(argv: list[str]) -> int:
     """Run one command line; return the exit code: 0, or 2 for a user's mistake."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")  # any text can come out, also on Windows
     try:
         return dispatch(argv)
     except UserError as error:
         return fail(str(error))
     except BrokenPipeError:  # `| head` has seen enough: a quiet end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return fail("training ended with what read its output") if argv[:1] == ["fit"] else 0
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            way_out = "what was there is untouched; make room and run again"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            way_out = "run in a folder that you may write to, or set --trainer.default_root_dir"
+        else:
             raise
-        where = f" at {error.filename}" if error.filename else ""
         return fail(
-            f"{error.strerror}{where}: what was there is untouched; make room and run again"
+            f"{error.strerror}{f' at {error.filename}' if error.filename else ''}: {way_out}"
         )
 
 

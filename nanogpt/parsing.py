@@ -28,6 +28,8 @@ def explain(message: str, options: Iterable[str]) -> str:
         if given and expected:
             return f"{key} cannot be {given[-1]!r}; it takes {' or '.join(dict.fromkeys(expected))}"
         return f"{key}: {_one_line(detail)}"
+    if found := re.search(r"argument (?:-\w/)?(--\S+): expected one argument", message):
+        return f"{found[1]} takes a value: write {found[1]}=VALUE if that begins with a dash"
     return _one_line(message)
 
 

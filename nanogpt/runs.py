@@ -69,5 +69,5 @@ def find_checkpoint(ckpt_path: str = "best") -> Path:
 
 def run_of(checkpoint: Path) -> Run | None:
     """Return the run that a checkpoint lies in, if it still lies in one."""
-    run = Run(checkpoint.parent.parent)
+    run = Run(checkpoint.resolve().parent.parent)
     return run if run.config.is_file() else None

@@ -6,11 +6,8 @@ from typing import Any
 import torch
 
 from nanogpt.errors import UserError
-from nanogpt.models import GPT, Bigram, build_model
+from nanogpt.models import GPT, SETTINGS, Bigram, build_model
 from nanogpt.text.tokenizer import Tokenizer
-
-# what of a checkpoint's hyperparameters belongs to the network
-SETTINGS = ("block_size", "n_layer", "n_head", "n_embd", "head_size", "dropout", "init")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from nanogpt.errors import UserError
 
+GREEDY_BELOW = 1e-6  # a temperature at which only ties could be drawn otherwise
+
 
 @dataclass(frozen=True)
 class SamplingRule:
@@ -42,12 +44,12 @@ def next_probabilities(logits: Tensor, rule: SamplingRule) -> Tensor:
     With ties at the k-th place, all of the tied characters stay. A ``top_k`` of at least V
     keeps all.
     """
-    if rule.temperature == 0:
+    if rule.temperature < GREEDY_BELOW:
         return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
     if rule.top_k is not None and rule.top_k < logits.shape[-1]:
         kth = logits.topk(rule.top_k).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < kth, -torch.inf)
-    # the largest logit is taken off first, so that a tiny temperature cannot overflow
+    # the largest logit is taken off first, so that a small temperature cannot overflow
     return ((logits - logits.amax(-1, keepdim=True)) / rule.temperature).softmax(-1)
 
 

@@ -14,7 +14,10 @@ from nanogpt.models.gpt import GPT
 
 ARCHITECTURES: dict[str, type[Bigram] | type[GPT]] = {"bigram": Bigram, "gpt": GPT}
 
-__all__ = ["ARCHITECTURES", "GPT", "Bigram", "build_model", "count_parameters"]
+# the settings that architectures have between them, beside the size of the vocabulary
+SETTINGS = ("block_size", "n_layer", "n_head", "n_embd", "head_size", "dropout", "init")
+
+__all__ = ["ARCHITECTURES", "GPT", "SETTINGS", "Bigram", "build_model", "count_parameters"]
 
 
 def build_model(

@@ -7,7 +7,7 @@ import socket
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -29,13 +29,15 @@ class Corpus:
     """A text and what identifies it.
 
     ``name`` is a known name or the file's path; ``sha256`` is that of the bytes before
-    decoding; ``stands_in_for`` names the corpus that was asked for and could not be had.
+    decoding; ``stands_in_for`` names the corpus that was asked for and could not be had, and
+    ``failure`` says why.
     """
 
     name: str
     text: str
     sha256: str
     stands_in_for: str | None = None
+    failure: str | None = None
 
 
 def load_corpus(
@@ -72,7 +74,7 @@ def load_corpus(
             )
         else:
             stand_in = load_corpus(offline_corpus, encoding, None)
-            return Corpus(stand_in.name, stand_in.text, stand_in.sha256, TINY_SHAKESPEARE)
+            return replace(stand_in, stands_in_for=TINY_SHAKESPEARE, failure=failure)
     return Corpus(TINY_SHAKESPEARE, found.read_text("utf-8"), SHA256)
 
 

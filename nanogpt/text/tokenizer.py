@@ -13,13 +13,13 @@ class Tokenizer:
         vocabulary: the characters, each once; the id of a character is its index.
 
     Raises:
-        ValueError: if the vocabulary is empty or repeats a character.
+        UserError: if the vocabulary is empty or repeats a character.
     """
 
     def __init__(self, vocabulary: str) -> None:
         codepoints = _codepoints(vocabulary)
         if len(codepoints) == 0 or len(set(vocabulary)) < len(vocabulary):
-            raise ValueError(f"a vocabulary is one or more distinct characters, not {vocabulary!r}")
+            raise UserError(f"a vocabulary is one or more distinct characters, not {vocabulary!r}")
         self.vocabulary = vocabulary
         self._codepoints = codepoints  # (V)
         self._ids = torch.full((int(codepoints.max()) + 2,), -1)  # the last stands for all above

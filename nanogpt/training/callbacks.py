@@ -1,5 +1,6 @@
 """What a run shows and leaves: its progress, its evaluations and its curves."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
+from nanogpt.errors import UserError
 from nanogpt.generation.decoding import sample_text
 from nanogpt.insight.reference import Losses
 from nanogpt.models import count_parameters
 from nanogpt.notices import notice
+from nanogpt.runs import Run
 from nanogpt.text.tokenizer import Tokenizer
 from nanogpt.training.data import CharacterData
 from nanogpt.training.module import LanguageModel
@@ -83,9 +86,11 @@ class Recorder(Callback):
         save_config: writes the whole configuration to a path, once data and model are sound.
     """
 
-    def __init__(self, save_config: Callable[[Path], None]) -> None:
+    def __init__(self, save_config: Callable[[Path], object]) -> None:
         self.save_config = save_config
         self.history: list[Losses] = []
+        self.clock: float | None = None
+        self.step = self.logged = 0  # when the clock was started, and the last one logged
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Introduce the run; record the configuration, and what is really trained on."""
@@ -103,10 +108,6 @@ class Recorder(Callback):
         trainer.logger.experiment.add_custom_scalars({"loss": {"train and val": chart}})
         self.save_config(Path(trainer.logger.log_dir) / "config.yaml")
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self.clock, self.step = time.perf_counter(), trainer.global_step
-
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any
     ) -> None:
@@ -115,41 +116,57 @@ class Recorder(Callback):
         if step == trainer.max_steps:
             trainer.should_stop = True
         interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if step % interval == 0 and step != self.step and trainer.logger is not None:
-            loss = outputs["loss"].item()  # on a GPU this waits, so that the clock is right
-            now = time.perf_counter()
-            data: CharacterData = trainer.datamodule  # type: ignore[attr-defined]
-            characters = (step - self.step) * data.batch_size * data.block_size
+        if step % interval == 0 and step != self.logged and trainer.logger is not None:
+            self.logged = step
             metrics = {
-                "loss/batch": loss * trainer.accumulate_grad_batches,
+                # on a GPU .item() waits, so that the clock is right
+                "loss/batch": outputs["loss"].item() * trainer.accumulate_grad_batches,
                 "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-                "characters_per_second": characters / (now - self.clock),
             }
+            now = time.perf_counter()
+            if self.clock is not None:
+                data: CharacterData = trainer.datamodule  # type: ignore[attr-defined]
+                characters = (step - self.step) * data.batch_size * data.block_size
+                metrics["characters_per_second"] = characters / (now - self.clock)
             trainer.logger.log_metrics(metrics, step)
             self.clock, self.step = now, step
+        elif self.clock is None:  # evaluating and saving took their time: training goes on now
+            self.clock, self.step = time.perf_counter(), step
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the losses; log them and a sample."""
         assert isinstance(pl_module, LanguageModel)
-        step, metrics = trainer.global_step, pl_module.evaluation
+        step, metrics = trainer.global_step, dict(pl_module.evaluation)
         losses = Losses(step, metrics["loss/train"], metrics["loss/val"])
         self.history.append(losses)
+        if not math.isfinite(losses.val):
+            raise UserError(
+                f"the val loss is {losses.val} at step {step}: the run has diverged; lower "
+                "--model.learning_rate, or clip with --trainer.gradient_clip_val 1"
+            )
         pl_module.print(f"step {step}: train loss {losses.train:.4f}, val loss {losses.val:.4f}")
+        self.clock = None
         if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            if trainer.sanity_checking:  # the hyperparameters, and the loss to sort runs by
-                shown = {"loss/val": losses.val}
-                trainer.logger.log_hyperparams(trainer.logger.hparams, shown, step=0)
+            if len(self.history) == 1:  # the hyperparameters, and the loss to sort runs by
+                shown = {"loss/val": metrics.pop("loss/val")}  # which it logs as well
+                trainer.logger.log_hyperparams(trainer.logger.hparams, shown, step=step)
             trainer.logger.log_metrics(metrics, step)
             self._log_sample(trainer.logger, pl_module, step)
-        self.on_train_start(trainer, pl_module)  # evaluating is no training time
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the last step also of a run that never evaluates."""
+        if trainer.checkpoint_callbacks and not self.history and trainer.log_dir:
+            trainer.save_checkpoint(Path(trainer.log_dir) / "checkpoints" / "last.ckpt")
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Say, after Ctrl-C, what is left."""
-        if isinstance(exception, KeyboardInterrupt) and len(self.history) > 1:
-            kept = f"checkpoints of step {self.history[-1].step} are in {trainer.log_dir}"
-            notice(f"Ctrl-C at step {trainer.global_step}; {kept}")
+        if isinstance(exception, KeyboardInterrupt):
+            run = Run(Path(trainer.log_dir)) if trainer.logger and trainer.log_dir else None
+            kept = run.checkpoint("last") if run else None
+            where = f"kept up to the last evaluation in {kept}" if kept else "nothing is kept yet"
+            notice(f"Ctrl-C at step {trainer.global_step}; {where}")
 
     @staticmethod
     def _log_sample(logger: TensorBoardLogger, model: LanguageModel, step: int) -> None:

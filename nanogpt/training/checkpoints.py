@@ -10,16 +10,15 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 
-def best_and_last() -> ModelCheckpoint:
-    """Keep ``best.ckpt``, by the val loss, and ``last.ckpt``, renewed at every evaluation."""
-    return ModelCheckpoint(
-        filename="best",
-        monitor="loss/val",
-        save_top_k=1,
-        save_last=True,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )
+def best_and_last() -> list[ModelCheckpoint]:
+    """Keep ``best.ckpt``, by the val loss, and ``last.ckpt``, renewed at every evaluation.
+
+    Two callbacks, since Lightning's ``save_last`` copies the best: it skips later, worse steps.
+    """
+    return [
+        ModelCheckpoint(filename="best", monitor="loss/val", enable_version_counter=False),
+        ModelCheckpoint(filename="last", monitor=None, enable_version_counter=False),
+    ]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

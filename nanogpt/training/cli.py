@@ -9,7 +9,7 @@ from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from jsonargparse import Namespace
@@ -20,7 +20,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from nanogpt.errors import UserError
 from nanogpt.generation.loading import read_checkpoint
-from nanogpt.insight.reference import curve_names
 from nanogpt.notices import notice
 from nanogpt.parsing import explain
 from nanogpt.runs import find_checkpoint, run_of
@@ -53,8 +52,8 @@ class CLI(LightningCLI):
         """Add the reference, and what the data takes from the model and the run."""
         parser.add_argument(
             "--reference",
-            type=str | None,
-            help=f"the reference's curve to compare with: {' or '.join(curve_names())}",
+            type=Literal["bigram", "gpt10m"] | None,
+            help="the curve in lightning_logs/reference/ to compare with",
         )
         parser.link_arguments("model.block_size", "data.block_size")
         parser.link_arguments("seed_everything", "data.seed")
@@ -67,41 +66,28 @@ class CLI(LightningCLI):
             options = self._parser(self.command).get_defaults().keys()
             raise UserError(explain(str(error), options)) from error
         self.settings = self.config[self.command]
-        if self.settings.reference not in (None, *curve_names()):
-            raise UserError(
-                f"no reference {self.settings.reference!r}; there are {', '.join(curve_names())}"
-            )
 
     def _parse_ckpt_path(self) -> None:
-        """Leave explicit flags alone: the run's own config was read before them."""
+        """Keep a checkpoint's settings from silently replacing those that were given."""
 
     def before_instantiate_classes(self) -> None:
-        """Check what counts optimizer steps, and fit the settings to the machine."""
-        trainer = self.settings.trainer
+        """Check what counts optimizer steps, and prepare the machine."""
         if self.command == "fit":
-            if trainer.max_epochs != -1 or (trainer.max_steps < 0 and trainer.max_time is None):
-                raise UserError(
-                    "training is counted in optimizer steps: set --trainer.max_steps (or "
-                    "--trainer.max_time), and leave --trainer.max_epochs out"
-                )
-            if not isinstance(trainer.val_check_interval, int) or trainer.val_check_interval < 1:
-                raise UserError(
-                    "val_check_interval is the number of optimizer steps between evaluations: "
-                    f"a whole number from 1, not {trainer.val_check_interval!r}"
-                )
+            check_steps(self.settings)
         self.settings.data.seed = int(self.settings.seed_everything)  # true has become a number
+        self.settings.data.vocabulary = self.settings.model.vocabulary
         machine.prepare()
-        device = machine.device_type(trainer.accelerator)
-        precision = trainer.precision or "32-true"
-        trainer.precision, reason = machine.fast_precision(precision, device)
-        if reason:
-            notice(reason)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with this project's logger and callbacks."""
         config = self.config_init[self.command].trainer
         # Lightning counts batches; a batch is one of accumulate_grad_batches parts of a step
         config.val_check_interval *= config.accumulate_grad_batches
+        # config.yaml keeps what was asked for: another machine may have it
+        device = machine.device_type(config.accelerator)
+        config.precision, reason = machine.fast_precision(config.precision or "32-true", device)
+        if reason:
+            notice(reason)
         if self.command == "fit":
             self._equip(config)
         else:
@@ -120,19 +106,30 @@ class CLI(LightningCLI):
             notice("no logger: this run leaves no folder, no curves and no checkpoint")
             config.enable_checkpointing = False
         self.recorder = callbacks.Recorder(
-            lambda path: self._parser(self.command).save(self.settings, path, skip_none=False)
+            # not parser.save, which changes the working folder while TensorBoard writes
+            lambda path: path.write_text(
+                self._parser(self.command).dump(self.settings, skip_none=False), encoding="utf-8"
+            )
         )
         ours: list[Callback] = [self.recorder]
         config.enable_progress_bar = config.enable_progress_bar is not False and sys.stderr.isatty()
         if config.enable_progress_bar:
             ours.append(callbacks.StepBar())
         if config.enable_checkpointing is not False:
-            ours.append(best_and_last())
+            ours += best_and_last()
         config.callbacks = _listed(config.callbacks) + ours
         config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
 
+    def before_fit(self) -> None:
+        """Find the checkpoint to go on from, if one is given."""
+        if given := self.settings.ckpt_path:
+            checkpoint = find_checkpoint(given)
+            read_checkpoint(checkpoint)
+            self.config_init[self.command].ckpt_path = str(checkpoint)
+            self.config_init[self.command].weights_only = True
+
     def after_fit(self) -> None:
-        """Say how it went, and where everything is."""
+        """Print how it went, and where everything is."""
         reference = self.settings.reference
         report.after_fit(self.trainer, self.datamodule, self.recorder.history, reference)
 
@@ -141,13 +138,8 @@ class CLI(LightningCLI):
         checkpoint = read_checkpoint(Path(self.settings.ckpt_path))
         self.model.hparams["vocabulary"] = checkpoint["hyper_parameters"]["vocabulary"]
         self.model.configure_model()
-        try:
-            self.model.load_state_dict(checkpoint["state_dict"])
-        except RuntimeError as error:
-            raise UserError(
-                f"{self.settings.ckpt_path} does not fit these settings of the model; leave the "
-                "options --model.* out"
-            ) from error
+        self.model.on_load_checkpoint(checkpoint)
+        self.model.load_state_dict(checkpoint["state_dict"])
         self.datamodule.use(self.model.hparams["vocabulary"], checkpoint["CharacterData"])
         # all is loaded: Lightning need not, and would ask for the callbacks of the training
         self.config_init[self.command].ckpt_path = None
@@ -155,6 +147,29 @@ class CLI(LightningCLI):
     def after_validate(self) -> None:
         """Print the evaluation."""
         report.after_validate(self.trainer, self.datamodule, Path(self.settings.ckpt_path))
+
+
+def check_steps(settings: Namespace) -> None:
+    """Check the settings that count optimizer steps.
+
+    Raises:
+        UserError: if one of them makes no sense.
+    """
+    trainer = settings.trainer
+    if trainer.max_epochs != -1 or (trainer.max_steps < 0 and trainer.max_time is None):
+        raise UserError(
+            "training is counted in optimizer steps: set --trainer.max_steps (or "
+            "--trainer.max_time), and leave --trainer.max_epochs out"
+        )
+    if settings.model.schedule != "constant" and trainer.max_steps < 0:
+        raise UserError(
+            f"the schedule {settings.model.schedule} ends at the last step: set "
+            "--trainer.max_steps, or --model.schedule constant"
+        )
+    for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
+        value = trainer[name]
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{name} is a whole number of steps, from 1, not {value!r}")
 
 
 def _listed(value: Any) -> list[Any]:
@@ -207,7 +222,8 @@ def quiet_lightning() -> Iterator[None]:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
     warnings.showwarning = lambda message, *_args, **_kwargs: notice(str(message))
     # what goes wrong in TensorBoard's writing thread is raised again in the main thread
-    hook, threading.excepthook = threading.excepthook, lambda _args: None
+    hook = threading.excepthook
+    threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else hook(args)
     try:
         yield
     finally:
@@ -224,7 +240,13 @@ def validate_options(options: list[str]) -> list[str]:
         if name == "--ckpt_path":
             chosen = value or "".join(options[place + 1 : place + 2])
     checkpoint = find_checkpoint(chosen)
-    hparams = dict(read_checkpoint(checkpoint)["hyper_parameters"], vocabulary=None)
-    found = run_of(checkpoint)
-    config = str(found.config) if found else json.dumps({"model": hparams})
+    if found := run_of(checkpoint):
+        config = str(found.config)
+    else:
+        content = read_checkpoint(checkpoint)
+        model = dict(content["hyper_parameters"], vocabulary=None)
+        data = dict(content["datamodule_hyper_parameters"])
+        seed = data.pop("seed")
+        del data["block_size"]  # the model's
+        config = json.dumps({"seed_everything": seed, "model": model, "data": data})
     return ["--config", config, *options, "--ckpt_path", str(checkpoint), "--verbose", "false"]

@@ -30,6 +30,7 @@ class CharacterData(L.LightningDataModule):
             network; null makes that an error.
         block_size: characters in a window: the model's.
         seed: of the choice of windows: the run's.
+        vocabulary: the model's, if it has one already; else that of the text.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class CharacterData(L.LightningDataModule):
         offline_corpus: str | None = corpora.PASTICHE,
         block_size: int = 256,
         seed: int = 1337,
+        vocabulary: str | None = None,
     ) -> None:
         super().__init__()
         if not 0 < val_fraction < 1:
@@ -50,8 +52,8 @@ class CharacterData(L.LightningDataModule):
         self.corpus_name, self.encoding, self.offline_corpus = corpus, encoding, offline_corpus
         self.val_fraction, self.batch_size = val_fraction, batch_size
         self.block_size, self.seed = block_size, seed
-        self.vocabulary: str | None = None
-        self.save_hyperparameters(logger=False)
+        self.vocabulary = vocabulary
+        self.save_hyperparameters(logger=False, ignore="vocabulary")
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
     def use(self, vocabulary: str, trained_on: dict[str, str | None]) -> None:
@@ -74,7 +76,8 @@ class CharacterData(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download what is to be downloaded, on one process of a machine only."""
-        load_corpus(self.corpus_name, self.encoding, self.offline_corpus)
+        if self.corpus_name == corpora.TINY_SHAKESPEARE:
+            load_corpus(self.corpus_name, self.encoding, self.offline_corpus)
 
     def setup(self, stage: str) -> None:
         """Read, encode and split the text.

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from nanogpt.errors import UserError
-from nanogpt.models import build_model
+from nanogpt.models import SETTINGS, build_model
 from nanogpt.training.optimizer import Schedule, adamw, learning_rate_factor
 
 
@@ -57,8 +57,13 @@ class LanguageModel(L.LightningModule):
         super().__init__()
         if not learning_rate > 0:
             raise UserError(f"learning_rate must be above 0, not {learning_rate}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise UserError(f"betas must lie in [0, 1), not {betas}")
+        if weight_decay < 0 or warmup_steps < 0:
+            raise UserError("weight_decay and warmup_steps must be at least 0")
         self.save_hyperparameters(logger=False)
-        self.val_loss, self.train_loss = MeanMetric(), MeanMetric()
+        # a loss that is not a number stays one: the default would leave its batch out
+        self.val_loss, self.train_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(2))
         self.evaluation: dict[str, float] = {}
 
     def configure_model(self) -> None:
@@ -67,10 +72,24 @@ class LanguageModel(L.LightningModule):
             return
         if self.hparams["vocabulary"] is None:
             self.hparams["vocabulary"] = self.trainer.datamodule.tokenizer.vocabulary  # type: ignore[attr-defined]
-        names = ("block_size", "n_layer", "n_head", "n_embd", "head_size", "dropout", "init")
-        settings = {name: self.hparams[name] for name in names}
+        settings = {name: self.hparams[name] for name in SETTINGS}
         vocab_size = len(self.hparams["vocabulary"])
         self.net = build_model(self.hparams["architecture"], vocab_size, **settings)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that a checkpoint is of this model, before its weights are taken.
+
+        Raises:
+            UserError: if it is of another model, or of another vocabulary.
+        """
+        saved = checkpoint["hyper_parameters"]
+        free = ("dropout", "init")  # weights fit whatever these are
+        for name in ("architecture", *(s for s in SETTINGS if s not in free), "vocabulary"):
+            if saved[name] != self.hparams[name]:
+                raise UserError(
+                    f"the checkpoint has {name} {saved[name]!r}, not {self.hparams[name]!r}: use "
+                    "the settings and the text of its own run"
+                )
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (B, T) to next-character logits (B, T, V)."""
@@ -98,7 +117,9 @@ class LanguageModel(L.LightningModule):
             metrics[f"perplexity/{name}"] = math.exp(min(loss, 700.0))
             metrics[f"bits_per_character/{name}"] = loss / math.log(2)
         self.evaluation = metrics
-        self.log_dict(metrics, logger=False)  # for checkpoints and early stopping to monitor
+        self.log_dict(
+            metrics, logger=False, sync_dist=True
+        )  # for checkpoints and early stopping to monitor
 
     def configure_optimizers(self) -> Any:
         """AdamW, fused where the precision allows; a scheduler only if there is a schedule."""

@@ -12,6 +12,7 @@ from nanogpt.generation.decoding import sample_text
 from nanogpt.generation.loading import load_model, read_checkpoint
 from nanogpt.insight.reference import Losses, comparison, read_curve
 from nanogpt.models import count_parameters
+from nanogpt.runs import LOGS, Run
 from nanogpt.text import corpora
 from nanogpt.training.data import CharacterData
 from nanogpt.training.machine import use_few_threads
@@ -26,7 +27,8 @@ def stand_in_warning(corpus: corpora.Corpus) -> None:
     rule = "!" * 100
     print(
         f"{rule}\n"
-        f"!  {corpus.stands_in_for} is neither on this machine nor to be downloaded.\n"
+        f"!  {corpus.stands_in_for} is neither on this machine nor to be downloaded: "
+        f"{corpus.failure}.\n"
         f"!  The built-in {corpus.name} stands in for it: losses do not compare with those of "
         "other work.\n"
         f"!  For the real text get {corpora.URL}\n"
@@ -51,7 +53,8 @@ def introduce(trainer: L.Trainer, model: LanguageModel, data: CharacterData) -> 
     model.print(f"{n_parameters / 1e6} M parameters")
     device = trainer.strategy.root_device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    model.print(f"training on {where} in {trainer.precision}, in {trainer.log_dir}")
+    folder = f", in {Path(trainer.log_dir)}" if trainer.logger and trainer.log_dir else ""
+    model.print(f"training on {where} in {trainer.precision}{folder}")
     if device.type != "cpu":
         return
     flop_per_step = 6 * n_parameters * data.batch_size * data.block_size
@@ -84,34 +87,35 @@ def after_fit(
     """Print the best evaluation, the comparison, a sample, and where everything is."""
     if not trainer.is_global_zero:
         return
-    if history:
-        best = min(history, key=lambda losses: losses.val)
+    trained = [losses for losses in history if losses.step]
+    if trained:
+        best = min(trained, key=lambda losses: losses.val)
         print(f"best val loss {best.val:.4f} at step {best.step}")
-    if reference and data.corpus.sha256 == corpora.SHA256:
-        print(
-            f"\nbeside the reference's {reference}:\n{comparison(history, read_curve(reference))}"
-        )
-    elif reference:
-        print(
-            f"not compared with the reference, whose text was another one than {data.corpus.name}"
-        )
+    if reference and data.corpus.sha256 != corpora.SHA256:
+        print(f"not compared with the reference, whose text was not {data.corpus.name}")
+    elif reference and (table := comparison(history, read_curve(reference))):
+        print(f"\nbeside the reference's {reference}:\n{table}")
     if data.corpus.stands_in_for:
         stand_in_warning(data.corpus)
-    callback = trainer.checkpoint_callback
-    checkpoint = Path(
-        getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", "")
-    )
-    if not checkpoint.is_file():
+    if trainer.logger and trainer.log_dir:
+        show_run(Run(Path(trainer.log_dir)), data.seed)
+
+
+def show_run(run: Run, seed: int) -> None:
+    """Print a sample from a run's best checkpoint, and where everything is."""
+    checkpoint = run.checkpoint()
+    if checkpoint is None:
         return
     model, tokenizer = load_model(checkpoint)
     print(f"\na sample of {SAMPLE_CHARACTERS} characters from {checkpoint.name}:\n")
-    print(sample_text(model, tokenizer, SAMPLE_CHARACTERS, data.seed).strip("\n"))
-    folder, kept = checkpoint.parent.parent, sorted(checkpoint.parent.glob("*.ckpt"))
+    print(sample_text(model, tokenizer, SAMPLE_CHARACTERS, seed).strip("\n"))
+    kept = sorted(checkpoint.parent.glob("*.ckpt"))
+    newest = "" if run.folder.parent == LOGS else f" --ckpt_path {run.folder}"
     print(
-        f"\nrun          {folder}\n"
+        f"\nrun          {run.folder}\n"
         f"checkpoints  {', '.join(str(path) for path in kept)}\n"
-        f"curves       tensorboard --logdir {folder.parent}\n"
-        "more text    python cli.py predict"
+        f"curves       tensorboard --logdir {run.folder.parent}\n"
+        f"more text    python cli.py predict{newest}"
     )
 
 

@@ -18,7 +18,7 @@ HALF_ROOT = math.sqrt(0.5)
         ("constant", 0, {0: 1, 1: 1, 99: 1, 100: 1, 1000: 1}),
         ("constant", 3, {0: 0.25, 1: 0.5, 2: 0.75, 3: 1, 4: 1, 1000: 1}),
         (
-            "cosine",  # at an eighth of its way, a quarter, …: 0.55 + 0.45 cos of as much of π
+            "cosine",  # at a share of its way: 0.55 + 0.45 cos of as much of π
             0,
             {0: 1, 25: 0.55 + 0.45 * HALF_ROOT, 50: 0.55, 75: 0.55 - 0.45 * HALF_ROOT, 100: 0.1},
         ),
