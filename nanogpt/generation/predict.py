@@ -2,9 +2,11 @@
 
 import sys
 from argparse import ArgumentError
+from collections.abc import Iterator
 
 import torch
 from jsonargparse import ArgumentParser
+from torch import Tensor
 
 from nanogpt.errors import UserError
 from nanogpt.generation.decoding import decode, start_ids
@@ -12,6 +14,7 @@ from nanogpt.generation.loading import load_model
 from nanogpt.generation.sampling import SamplingRule
 from nanogpt.parsing import explain
 from nanogpt.runs import find_checkpoint
+from nanogpt.text.tokenizer import Tokenizer
 
 
 def run(options: list[str]) -> None:
@@ -53,21 +56,27 @@ def predict(
     for name, value in (("max_new_tokens", max_new_tokens), ("num_samples", num_samples)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed}")
     checkpoint = find_checkpoint(ckpt_path)
     model, tokenizer = load_model(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
     start = start_ids(tokenizer, prompt).to(device).expand(num_samples, -1)
     print(f"sampling from {checkpoint}", file=sys.stderr)
     generator = torch.Generator(device).manual_seed(seed)
-    drawn = decode(model, start, max_new_tokens, rule, generator)
-    if num_samples == 1:  # show it as it comes
-        sys.stdout.write(prompt)
-        for ids in drawn:
-            sys.stdout.write(tokenizer.decode(ids))
-            sys.stdout.flush()
-        sys.stdout.write("\n")
-        return
-    for number, row in enumerate(torch.stack(list(drawn), dim=1), 1):
-        print(f"sample {number} of {num_samples}", file=sys.stderr, flush=True)
-        print(prompt + tokenizer.decode(row) + "\n", flush=True)
+    drawn = decode(model.to(device), start, max_new_tokens, rule, generator)
+    if num_samples == 1:
+        stream(prompt, drawn, tokenizer)
+    else:
+        for number, row in enumerate(torch.stack(list(drawn), dim=1), 1):
+            print(f"sample {number} of {num_samples}", file=sys.stderr, flush=True)
+            print(prompt + tokenizer.decode(row) + "\n", flush=True)
+
+
+def stream(prompt: str, drawn: Iterator[Tensor], tokenizer: Tokenizer) -> None:
+    """Write a sample to stdout, each character as soon as it is drawn."""
+    sys.stdout.write(prompt)
+    for ids in drawn:
+        sys.stdout.write(tokenizer.decode(ids))
+        sys.stdout.flush()
+    sys.stdout.write("\n")

@@ -1,13 +1,9 @@
 """``fit`` and ``validate``: the LightningCLI of this project."""
 
 import json
-import logging
 import sys
-import threading
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +23,7 @@ from nanogpt.training import callbacks, machine, report
 from nanogpt.training.checkpoints import AtomicCheckpointIO, best_and_last
 from nanogpt.training.data import CharacterData
 from nanogpt.training.module import LanguageModel
+from nanogpt.training.quiet import quiet_lightning
 
 TRAINER_DEFAULTS = {
     "devices": 1,
@@ -66,6 +63,11 @@ class CLI(LightningCLI):
             options = self._parser(self.command).get_defaults().keys()
             raise UserError(explain(str(error), options)) from error
         self.settings = self.config[self.command]
+        if not 0 <= self.settings.seed_everything < 2**32:
+            raise UserError(
+                f"seed_everything must be a whole number from 0 to 2^32 - 1, not "
+                f"{self.settings.seed_everything}"
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Keep a checkpoint's settings from silently replacing those that were given."""
@@ -117,6 +119,7 @@ class CLI(LightningCLI):
             ours.append(callbacks.StepBar())
         if config.enable_checkpointing is not False:
             ours += best_and_last()
+        config.profiler = config.profiler or machine.NoProfiler()
         config.callbacks = _listed(config.callbacks) + ours
         config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
 
@@ -209,27 +212,6 @@ def run(command: str, options: list[str]) -> None:
         if end.code == 1:  # how Lightning ends the process after Ctrl-C
             raise KeyboardInterrupt from None
         raise
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's own announcements back, and show warnings as notices."""
-    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
-    warnings.showwarning = lambda message, *_args, **_kwargs: notice(str(message))
-    # what goes wrong in TensorBoard's writing thread is raised again in the main thread
-    hook = threading.excepthook
-    threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else hook(args)
-    try:
-        yield
-    finally:
-        threading.excepthook = hook
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def validate_options(options: list[str]) -> list[str]:
