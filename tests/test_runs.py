@@ -94,7 +94,7 @@ def test_without_a_run_the_way_to_one_is_shown(which: str) -> None:
 
 def test_the_run_of_a_checkpoint_is_where_it_lies() -> None:
     folder = leave("version_0", "best")
-    assert run_of(folder / "checkpoints" / "best.ckpt") == Run(folder)
+    assert run_of(folder / "checkpoints" / "best.ckpt") == Run(folder.resolve())
     assert Run(folder).config == folder / "config.yaml"
     assert run_of(Path("away.ckpt")) is None
     (folder / "config.yaml").unlink()
