@@ -21,6 +21,10 @@ def explain(message: str, options: Iterable[str]) -> str:
         return f"unknown setting {found[1]} in the config{_nearest(found[1], options, '')}"
     if found := re.search(r'Parser key "([^"]*)":\s*(.*)', message, re.DOTALL):
         key, detail = found[1], found[2]
+        if found := re.search(r"Problem with given class_path '(?:.*\.)?(.*)':\s*(.*)", detail):
+            return f"{key}: {found[1]}: {found[2]}"
+        if found := re.search(r"Expected a dot import path string: (.*)", detail):
+            return f"{key}: there is no {found[1]!r}"
         given = re.findall(r"(?:Given value|Got value): (.*)", detail)
         expected = [
             _plain(kind) for kind in re.findall(r"Expected an? (.*?)(?:\. Got|$)", detail, re.M)
@@ -34,11 +38,13 @@ def explain(message: str, options: Iterable[str]) -> str:
 
 
 def _nearest(unknown: str, options: Iterable[str], prefix: str) -> str:
-    options = list(options)
+    options, name = list(options), unknown.rsplit(".", 1)[-1]
+    last = {option.rsplit(".", 1)[-1]: option for option in reversed(options)}
+    if name in last:  # trainer.n_layer for model.n_layer
+        return f"; did you mean {prefix}{last[name]}?"
     near = get_close_matches(unknown, options, 1, 0.6)
     if not near:  # n_layr for model.n_layer
-        last = {option.rsplit(".", 1)[-1]: option for option in reversed(options)}
-        near = [last[n] for n in get_close_matches(unknown.rsplit(".", 1)[-1], last, 1, 0.7)]
+        near = [last[n] for n in get_close_matches(name, last, 1, 0.7)]
     return f"; did you mean {prefix}{near[0]}?" if near else "; see --help for all of them"
 
 

@@ -55,7 +55,10 @@ def explained(*argv: str) -> str:
         (["--foo", "--bar"], "unknown option --foo; see --help for all of them"),
         (["-n"], "unknown option -n; see --help for all of them"),
         (["a", "b"], "unexpected argument 'a'; options are written --name value"),
-        (["--max_steps"], "argument --max_steps: expected one argument"),
+        (
+            ["--max_steps"],
+            "--max_steps takes a value: write --max_steps=VALUE if that begins with a dash",
+        ),
     ],
     ids=str,
 )
