@@ -16,7 +16,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NANOGPT_DATA_DIR", raising=False)
     monkeypatch.setattr(corpora, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(corpora, "_fetch", lambda: "there is no network in a test")
+    monkeypatch.setattr(corpora, "URL", "https://127.0.0.1:1/nobody/listens.txt")
+    monkeypatch.setattr(corpora, "RETRY_AFTER_SECONDS", ())
 
 
 @pytest.fixture
