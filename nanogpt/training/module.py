@@ -66,6 +66,14 @@ class LanguageModel(L.LightningModule):
         self.val_loss, self.train_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(2))
         self.evaluation: dict[str, float] = {}
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the name of each hook that it runs, forty times a step; a module's own
+        # way of setting attributes looks for parameters first, which is a tenth of a small step
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def configure_model(self) -> None:
         """Build the network, with the vocabulary of the data where none was given."""
         if hasattr(self, "net"):
