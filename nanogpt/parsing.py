@@ -4,6 +4,18 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+REWORDED = {
+    r"argument (?:-\w/)?(--\S+): expected one argument": (
+        r"\1 takes a value: write \1=VALUE if that begins with a dash"
+    ),
+    r'Key "(\w+)\.\w+" not found in namespace': (
+        r"\1 takes settings: write them, indented, below `\1:`"
+    ),
+    r"Unexpected config: (.*)": (
+        r"a config takes settings below `model:`, `data:` or `trainer:`, not '\1'"
+    ),
+}
+
 
 def explain(message: str, options: Iterable[str]) -> str:
     """Turn a parser's message into one line.
@@ -32,8 +44,9 @@ def explain(message: str, options: Iterable[str]) -> str:
         if given and expected:
             return f"{key} cannot be {given[-1]!r}; it takes {' or '.join(dict.fromkeys(expected))}"
         return f"{key}: {_one_line(detail)}"
-    if found := re.search(r"argument (?:-\w/)?(--\S+): expected one argument", message):
-        return f"{found[1]} takes a value: write {found[1]}=VALUE if that begins with a dash"
+    for pattern, words in REWORDED.items():
+        if found := re.search(pattern, message):
+            return found.expand(words)
     return _one_line(message)
 
 

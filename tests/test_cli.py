@@ -168,6 +168,9 @@ MISTAKES = [
     (["--config=typo.yaml"], "model.n_layer"),
     (["--config=broken.yaml"], "config"),
     (["--reference=gpt3"], "gpt10m"),
+    (["--trainer.devices=many"], "devices"),
+    (["--config=trainer.yaml"], "trainer cannot be 3"),
+    (["--config=model.yaml"], "below `model:`"),
 ]
 
 
@@ -177,6 +180,8 @@ def test_a_mistake_gets_one_line(fit: Run, tmp_path: Path, options: list[str], s
     (tmp_path / "binary.txt").write_bytes(b"abc\xff")
     (tmp_path / "typo.yaml").write_text("model:\n  n_layr: 3\n")
     (tmp_path / "broken.yaml").write_text("model: [\n")
+    (tmp_path / "trainer.yaml").write_text("trainer: 3\n")
+    (tmp_path / "model.yaml").write_text("model: 3\n")
     outcome = fit(*options)
     assert outcome.code == 2
     assert is_one_line(outcome.err), outcome.err

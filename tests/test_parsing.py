@@ -105,7 +105,11 @@ def test_settings_of_a_config(tmp_path: Path, config: str, expected: str) -> Non
 
 @pytest.mark.parametrize(
     ("config", "says"),
-    [("model: [", "Problems parsing config: while"), ("- 1", "Unexpected config: - 1")],
+    [
+        ("model: [", "Problems parsing config: while"),
+        ("- 1", "a config takes settings below `model:`, `data:` or `trainer:`, not '- 1'"),
+        ("", "a config takes settings below `model:`, `data:` or `trainer:`, not ''"),
+    ],
 )
 def test_a_config_that_is_none(tmp_path: Path, config: str, says: str) -> None:
     (tmp_path / "config.yaml").write_text(config, encoding="utf-8")

@@ -53,7 +53,7 @@ class CLI(LightningCLI):
             help="the curve in lightning_logs/reference/ to compare with",
         )
         parser.link_arguments("model.block_size", "data.block_size")
-        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("seed_everything", "data.seed", int)  # true and false too
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, turning what is wrong into one line."""
@@ -63,6 +63,9 @@ class CLI(LightningCLI):
             options = self._parser(self.command).get_defaults().keys()
             raise UserError(explain(str(error), options)) from error
         self.settings = self.config[self.command]
+        for name in ("model", "data", "trainer"):
+            if not isinstance(self.settings[name], Namespace):
+                raise UserError(f"{name} cannot be {self.settings[name]!r}; it takes settings")
         if not 0 <= self.settings.seed_everything < 2**32:
             raise UserError(
                 f"seed_everything must be a whole number from 0 to 2^32 - 1, not "
@@ -96,7 +99,7 @@ class CLI(LightningCLI):
             config.logger = config.enable_checkpointing = config.enable_progress_bar = False
         try:
             return super().instantiate_trainer(**kwargs)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(" ".join(str(error).split())) from error
 
     def _equip(self, config: Namespace) -> None:

@@ -13,6 +13,7 @@ from nanogpt.errors import UserError
 from nanogpt.text.pastiche import pastiche
 from nanogpt.text.windows import Windows, batch_offsets
 from nanogpt.training.data import CharacterData
+from tests.commands import Run
 
 TEXT = pastiche()[:1003]  # its split is not a whole number
 
@@ -189,3 +190,10 @@ def test_windows_of_both_kinds_are_told_apart(data: Make) -> None:
     starts = torch.tensor([0, 5])
     assert read(made, starts) == read(made, Windows(starts, 8), 1)
     assert read(made, Windows(starts, 3), 0)[1] == (TEXT[907:910], TEXT[908:911])
+
+
+@pytest.mark.parametrize(("seed", "expected"), [("false", 0), ("7", 7)])
+def test_the_windows_have_the_runs_seed(fit: Run, seed: str, expected: int) -> None:
+    assert fit("--trainer.max_steps=0", f"--seed_everything={seed}").code == 0
+    hparams = Path("lightning_logs/version_0/hparams.yaml").read_text(encoding="utf-8")
+    assert f"\nseed: {expected}\n" in hparams
