@@ -1,21 +1,24 @@
 """Every shipped config runs, and is the experiment that it says it is."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from nanogpt.models import build_model, count_parameters
+from nanogpt.models import SETTINGS, build_model, count_parameters
 from nanogpt.text.corpora import PASTICHE
 from tests.commands import CONFIGS, Run
 
-ALL = pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+ALL = pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 
 # The reference's own table: parameters, batch, block, steps, evaluations, lr, dropout.
 REFERENCE = {
     "bigram": (4_225, 32, 8, 5000, 300, 1e-3, 0.0),
+    "ladder/01_bigram": (4_225, 32, 8, 5000, 500, 1e-3, 0.0),
+    "ladder/04_heads": (7_553, 32, 8, 5000, 500, 1e-3, 0.0),
     "gpt_small": (309_313, 32, 128, 5000, 500, 3e-4, 0.2),
     "gpt10m": (10_788_929, 64, 256, 5000, 500, 3e-4, 0.2),
 }
@@ -36,8 +39,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def n_parameters(model: dict[str, Any]) -> int:
     """The parameters of a config's model, as it is, on 65 characters."""
-    names = ("block_size", "n_layer", "n_head", "n_embd", "head_size", "dropout", "init")
-    settings = {name: model[name] for name in names if name in model}
+    settings = {name: model[name] for name in SETTINGS if name in model}
     return count_parameters(build_model(model["architecture"], 65, **settings))
 
 
@@ -51,7 +53,7 @@ def test_it_runs(path: Path, run: Run, text: str) -> None:
     ]
     outcome = run(
         *("fit", "--config", str(path), *options),
-        *(f"--data.corpus={text}", "--trainer.accelerator=cpu"),
+        *(f"--data.corpus={text}", "--trainer.accelerator=cpu", "--card=false"),
     )
     assert outcome.code == 0, outcome.err
     for step in (0, 2):
@@ -92,3 +94,39 @@ def test_it_is_the_references_experiment(name: str) -> None:
     assert not model.keys() & set(OPTIMIZER)
     assert not trainer.keys() & {"gradient_clip_val", "accumulate_grad_batches"}
     assert "seed_everything" not in config  # 1337 without it: the reference's seed
+
+
+# What each rung of the ladder changes of the one below, from the third on.
+LADDER = sorted((CONFIGS / "ladder").glob("*.yaml"))
+CHANGES = ["parts", "n_head", "parts", "n_layer", "parts", "parts", "positions"]
+
+
+def flat(path: Path) -> dict[str, Any]:
+    """A config's settings by their full names."""
+    return {
+        f"{section}.{name}": value
+        for section, settings in read(path).items()
+        for name, value in settings.items()
+    }
+
+
+def test_each_rung_of_the_ladder_changes_one_setting() -> None:
+    changes = []
+    for below, rung in pairwise(map(flat, LADDER[1:])):
+        assert below.keys() == rung.keys()
+        changes.append([name for name in rung if rung[name] != below[name]])
+    assert changes == [[f"model.{name}"] for name in CHANGES]
+
+
+def test_the_bigram_and_the_average_share_all_that_both_have() -> None:
+    bigram, average = map(flat, LADDER[:2])
+    assert bigram.keys() < average.keys()
+    assert [name for name in bigram if bigram[name] != average[name]] == ["model.architecture"]
+
+
+@pytest.mark.parametrize("path", LADDER, ids=lambda path: path.stem)
+def test_every_rung_is_trained_alike(path: Path) -> None:
+    settings = flat(path)
+    trained = ("data.batch_size", "model.block_size", "trainer.max_steps", "model.learning_rate")
+    assert [settings[name] for name in trained] == [32, 8, 5000, 1e-3]
+    assert "model.dropout" not in settings

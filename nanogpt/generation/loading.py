@@ -20,7 +20,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         Tokenizer(content["hyper_parameters"]["vocabulary"])
         missing = {"state_dict", "global_step", "CharacterData"} - content.keys()
-        if missing or not {*SETTINGS, "architecture"} <= content["hyper_parameters"].keys():
+        if missing or not {"architecture", "block_size"} <= content["hyper_parameters"].keys():
             raise ValueError("parts are missing")
     except Exception as error:  # a file can be wrong in as many ways as there are files
         raise _no_checkpoint(path, error) from error
@@ -39,7 +39,7 @@ def load_model(path: Path) -> tuple[Bigram | GPT, Tokenizer]:
     hparams, prefix = content["hyper_parameters"], "net."
     try:
         tokenizer = Tokenizer(hparams["vocabulary"])
-        settings = {name: hparams[name] for name in SETTINGS}
+        settings = {name: hparams.get(name) for name in SETTINGS}  # older ones lack new settings
         model = build_model(hparams["architecture"], len(tokenizer.vocabulary), **settings)
         weights = {
             name.removeprefix(prefix): tensor

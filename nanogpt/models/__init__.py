@@ -5,23 +5,28 @@ read from a file chooses any other code.
 """
 
 import inspect
+from collections.abc import Sequence
 
 from torch import nn
 
 from nanogpt.errors import UserError
 from nanogpt.models.bigram import Bigram
 from nanogpt.models.gpt import GPT
+from nanogpt.models.ladder import Rung
 
-ARCHITECTURES: dict[str, type[Bigram] | type[GPT]] = {"bigram": Bigram, "gpt": GPT}
+ARCHITECTURES: dict[str, type[Bigram] | type[GPT]] = {"bigram": Bigram, "gpt": GPT, "rung": Rung}
 
 # the settings that architectures have between them, beside the size of the vocabulary
-SETTINGS = ("block_size", "n_layer", "n_head", "n_embd", "head_size", "dropout", "init")
+SETTINGS = (
+    *("block_size", "n_layer", "n_head", "n_embd", "head_size", "dropout", "init"),
+    *("parts", "positions"),
+)
 
-__all__ = ["ARCHITECTURES", "GPT", "SETTINGS", "Bigram", "build_model", "count_parameters"]
+__all__ = ["ARCHITECTURES", "GPT", "SETTINGS", "Bigram", "Rung", "build_model", "count_parameters"]
 
 
 def build_model(
-    architecture: str, vocab_size: int, **settings: int | float | str | None
+    architecture: str, vocab_size: int, **settings: int | float | str | Sequence[str] | None
 ) -> Bigram | GPT:
     """Build a model by its name; a setting that is None takes the model's own default.
 

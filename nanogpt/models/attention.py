@@ -33,7 +33,8 @@ def causal_mask(size: int, like: Tensor) -> Tensor:
     return torch.full((size, size), -math.inf, dtype=like.dtype).triu(1)
 
 
-def _weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """Return ``softmax(q kᵀ / sqrt(hs) + mask)``: (N, T, hs) twice and (T, T) to (N, T, T)."""
     scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)  # (n, T, T)
     return scores.softmax(-1)
 
@@ -53,7 +54,7 @@ class _CPUAttentionWithDropout(torch.autograd.Function):
         y, mask = torch.empty_like(v), causal_mask(q.shape[1], q)
         for n in range(0, q.shape[0], CHUNK):
             chunk = slice(n, n + CHUNK)
-            weights = _weights(q[chunk], k[chunk], mask)
+            weights = attention_weights(q[chunk], k[chunk], mask)
             weights.mul_(keep_mask(bits[chunk], p, weights))
             torch.bmm(weights, v[chunk] * threshold(p)[1], out=y[chunk])
         ctx.p, ctx.shape = p, shape
@@ -70,7 +71,7 @@ class _CPUAttentionWithDropout(torch.autograd.Function):
         delta = (dy * y).sum(-1, keepdim=True)  # (N, T, 1)
         for n in range(0, q.shape[0], CHUNK):
             c = slice(n, n + CHUNK)
-            weights = _weights(q[c], k[c], mask)
+            weights = attention_weights(q[c], k[c], mask)
             dropped = keep_mask(bits[c], ctx.p, weights).mul_(weights).mul_(rescale)
             torch.bmm(dropped.transpose(1, 2), dy[c], out=dv[c])
             dscores = torch.bmm(dy[c], v[c].transpose(1, 2)).mul_(dropped)

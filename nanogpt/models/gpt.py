@@ -30,11 +30,15 @@ class CausalSelfAttention(nn.Module):
         self.projection = nn.Linear(n_head * head_size, n_embd)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, T, C) to (B, T, C)."""
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map (B, T, C) to queries, keys and values, (B, nh, T, hs) each."""
         B, T, _ = x.shape
         heads = self.query_key_value(x).view(B, T, 3, self.n_head, self.head_size)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)  # 3 x (B, nh, T, hs)
+        return heads.permute(2, 0, 3, 1, 4).unbind()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, C) to (B, T, C)."""
+        q, k, v = self.heads(x)  # (B, nh, T, hs)
         y = causal_attention(q, k, v, self.dropout.p if self.training else 0.0)  # (B, nh, T, hs)
         y = y.transpose(1, 2).flatten(2)  # (B, T, nh * hs): the heads side by side
         return self.dropout(self.projection(y))  # (B, T, C)

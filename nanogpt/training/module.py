@@ -21,7 +21,7 @@ class LanguageModel(L.LightningModule):
     All arguments are plain values, so that a checkpoint alone can rebuild the model.
 
     Args:
-        architecture: ``bigram`` or ``gpt``.
+        architecture: ``bigram``, ``gpt``, or ``rung``: a GPT that lacks some of its parts.
         block_size: longest context, in characters; also the length of the training windows.
         n_layer: number of blocks.
         n_head: attention heads in a block.
@@ -29,6 +29,8 @@ class LanguageModel(L.LightningModule):
         head_size: width of a head; by default n_embd // n_head.
         dropout: probability that an activation is zeroed in training.
         init: ``default`` (PyTorch's own, as the reference) or ``normal``, N(0, 0.02) as GPT-2.
+        parts: what a rung's blocks are made of: mean or attention, feed_forward, residual, norm.
+        positions: a rung's position embeddings, ``learned`` or ``sinusoidal``.
         learning_rate: AdamW's peak learning rate.
         betas: AdamW's decay rates of the two moments.
         weight_decay: AdamW's weight decay, on every parameter.
@@ -39,7 +41,7 @@ class LanguageModel(L.LightningModule):
 
     def __init__(
         self,
-        architecture: Literal["bigram", "gpt"] = "gpt",
+        architecture: Literal["bigram", "gpt", "rung"] = "gpt",
         block_size: int = 256,
         n_layer: int | None = None,
         n_head: int | None = None,
@@ -47,6 +49,8 @@ class LanguageModel(L.LightningModule):
         head_size: int | None = None,
         dropout: float | None = None,
         init: Literal["default", "normal"] | None = None,
+        parts: list[str] | None = None,
+        positions: Literal["learned", "sinusoidal"] | None = None,
         learning_rate: float = 3e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.01,
@@ -93,10 +97,11 @@ class LanguageModel(L.LightningModule):
         saved = checkpoint["hyper_parameters"]
         free = ("dropout", "init")  # weights fit whatever these are
         for name in ("architecture", *(s for s in SETTINGS if s not in free), "vocabulary"):
-            if saved[name] != self.hparams[name]:
+            theirs, ours = saved.get(name), self.hparams[name]
+            if theirs != ours:
                 raise UserError(
-                    f"the checkpoint has {name} {saved[name]!r}, not {self.hparams[name]!r}: use "
-                    "the settings and the text of its own run"
+                    f"the checkpoint has {name} {theirs!r}, not {ours!r}: use the settings and "
+                    "the text of its own run"
                 )
 
     def forward(self, ids: Tensor) -> Tensor:

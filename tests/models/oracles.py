@@ -7,6 +7,7 @@ larger than a trained model's, all sizes differ and all is float64, so that no f
 import math
 from collections.abc import Callable
 from itertools import product
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +22,16 @@ DIVIDING = {"vocab_size": 17, "block_size": 13, "n_layer": 2, "n_head": 3, "n_em
 RAGGED = {**DIVIDING, "n_embd": 14, "head_size": 6}  # heads concatenate to 18, not to 14
 B, T = 5, 11
 
+Model = TypeVar("Model", bound=nn.Module)
 Oracle = Callable[[GPT, Tensor], Tensor]
 
 
-def loud_gpt(settings: dict[str, int], dropout: float = 0.0) -> GPT:
-    """Return a float64 GPT with every number drawn, and linears at 1.5/sqrt(fan-in)."""
+def loud(model: Model) -> Model:
+    """Make a model float64 and draw all it learns anew, linears at 1.5/sqrt(fan-in)."""
     torch.manual_seed(1)
-    model = GPT(**settings, dropout=dropout).double()
-    for module in model.modules():
+    for module in model.double().modules():
+        if isinstance(module, nn.Embedding) and module.weight.requires_grad:
+            nn.init.normal_(module.weight)
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=1.5 / math.sqrt(module.in_features))
         if isinstance(module, nn.LayerNorm):
@@ -36,6 +39,10 @@ def loud_gpt(settings: dict[str, int], dropout: float = 0.0) -> GPT:
         if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
             nn.init.normal_(module.bias, std=0.5)
     return model
+
+
+def loud_gpt(settings: dict[str, int], dropout: float = 0.0) -> GPT:
+    return loud(GPT(**settings, dropout=dropout))
 
 
 def some_ids(model: GPT) -> Tensor:
@@ -118,13 +125,12 @@ def largest_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
 def parity_error(model: GPT, oracle: Oracle) -> float:
     """Return the largest difference between a model and an oracle, in logits and gradients."""
     ids, results = some_ids(model), []
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for logits_of in (model, lambda ids: oracle(model, ids)):
         torch.manual_seed(3)  # the dropout's bits
         logits = logits_of(ids)
         direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(4)).double()
-        gradients = torch.autograd.grad(
-            (logits * direction).sum(), list(model.parameters()), materialize_grads=True
-        )
+        gradients = torch.autograd.grad((logits * direction).sum(), learned, materialize_grads=True)
         results.append([logits, *gradients])
     return largest_difference(*results)
 

@@ -81,7 +81,9 @@ def no_rescale(p: float, real: Callable[..., Any] = dropout.threshold) -> tuple[
     return real(p)[0], 1.0
 
 
-def no_scale(q: Tensor, *rest: Tensor, real: Callable[..., Tensor] = attention._weights) -> Tensor:
+def no_scale(
+    q: Tensor, *rest: Tensor, real: Callable[..., Tensor] = attention.attention_weights
+) -> Tensor:
     return real(q * q.shape[-1] ** 0.5, *rest)
 
 
@@ -123,7 +125,7 @@ FAULTS: dict[str, tuple[Any, str, Any, str]] = {
     "activations are not rescaled": (dropout, "threshold", no_rescale, "dropout"),
     "dropout's backward keeps all": (CPUDropout, "backward", lambda _, dy: (dy, None), "dropout"),
     "the CPU's mask shows the future": (attention, "causal_mask", future_mask, f"{DROPS}, future"),
-    "the CPU's scores are not scaled": (attention, "_weights", no_scale, DROPS),
+    "the CPU's scores are not scaled": (attention, "attention_weights", no_scale, DROPS),
     "backward has another mask": (CPUAttention, "backward", backwards(b=torch.flipud), DROPS),
     "backward has no row sum": (CPUAttention, "backward", backwards(y=torch.zeros_like), DROPS),
 }
