@@ -10,7 +10,7 @@ from pathlib import Path
 from nanogpt.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-COMMANDS = ("fit", "validate", "predict")
+COMMANDS = ("fit", "validate", "predict", "score", "ladder")
 HELP = """\
 usage: python cli.py COMMAND [OPTIONS]
 
@@ -19,9 +19,11 @@ A character-level GPT: train it, look at it, sample from it.
   fit        train a model         python cli.py fit --config configs/quickstart.yaml
   validate   its exact loss        python cli.py validate
   predict    sample text from it   python cli.py predict --prompt "ROMEO:"
+  score      any text's surprise   python cli.py score --text my.txt --html my.html
+  ladder     the story, in steps   python cli.py ladder
 
-`validate` and `predict` take the newest run and need no config. Any setting of a config can be
-given as an option, which wins:
+`validate`, `predict` and `score` take the newest run and need no config. Any setting of a config
+can be given as an option, which wins:
 
   python cli.py fit --config configs/gpt10m.yaml --model.dropout 0.1 --trainer.max_steps 1000
   python cli.py fit --config configs/quickstart.yaml --data.corpus my.txt
@@ -75,6 +77,14 @@ def dispatch(argv: list[str]) -> int:
         from nanogpt.generation import predict
 
         predict.run(options)
+    elif command == "score":
+        from nanogpt.insight import score
+
+        score.run(options)
+    elif command == "ladder":
+        from nanogpt.training import ladder
+
+        ladder.run(options)
     else:
         from nanogpt.training import cli
 

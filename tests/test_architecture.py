@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors"},
     "text": {"errors", "notices"},
     "generation": {"errors", "notices", "parsing", "runs", "models", "text"},
-    "insight": {"errors", "notices", "parsing", "runs", "models", "text"},
+    "insight": {"errors", "notices", "parsing", "runs", "models", "text", "generation"},
     "cli": {"errors", "notices", "runs", "generation", "insight", "training"},
 }
 MAY_IMPORT["training"] = MAY_IMPORT.keys() - {"cli"}

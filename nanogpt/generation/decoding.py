@@ -50,23 +50,33 @@ def start_ids(tokenizer: Tokenizer, prompt: str) -> Tensor:
     return tokenizer.encode(start).long()[None]
 
 
-def sample_text(
+def sample_text(model: nn.Module, tokenizer: Tokenizer, max_new_tokens: int, seed: int) -> str:
+    """Return one sample of ``max_new_tokens`` characters, from the empty prompt."""
+    return sample_texts(model, tokenizer, 1, max_new_tokens, seed)[0]
+
+
+def sample_texts(
     model: nn.Module,
     tokenizer: Tokenizer,
+    num_samples: int,
     max_new_tokens: int,
     seed: int,
     prompt: str = "",
     rule: SamplingRule | None = None,
-) -> str:
-    """Return a sample of ``max_new_tokens`` characters, the prompt left out.
+) -> list[str]:
+    """Return samples of ``max_new_tokens`` characters, drawn in one batch, the prompt left out.
 
     Global random state and the model's mode are left as they were.
     """
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    start = start_ids(tokenizer, prompt).to(device)
+    start = start_ids(tokenizer, prompt).to(device).expand(num_samples, -1)
     training = model.training
     model.eval()
-    ids = list(decode(model, start, max_new_tokens, rule or SamplingRule(), generator))
+    drawn = list(decode(model, start, max_new_tokens, rule or SamplingRule(), generator))
     model.train(training)
-    return tokenizer.decode(torch.cat(ids)) if ids else ""
+    return (
+        [tokenizer.decode(row) for row in torch.stack(drawn, dim=1)]
+        if drawn
+        else [""] * num_samples
+    )

@@ -5,6 +5,7 @@ They are facts read off its logs. Each lies in ``lightning_logs/reference/NAME/`
 """
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def read_curve(name: str, folder: Path = FOLDER) -> list[Losses]:
         ]
 
 
-def comparison(run: list[Losses], reference: list[Losses]) -> str:
+def comparison(run: Sequence[Losses], reference: Sequence[Losses]) -> str:
     """Return a table of the steps that both have, or nothing if there are none."""
     theirs = {losses.step: losses for losses in reference}
     both = [(ours, theirs[ours.step]) for ours in run if ours.step in theirs]

@@ -79,9 +79,7 @@ def load_corpus(
 
 
 def read_corpus(path: Path, encoding: str = "utf-8") -> Corpus:
-    r"""Read a text file of the user's own.
-
-    A byte order mark is dropped, and Windows' line ends become ``\n``, as Python reads text.
+    """Read a text file of the user's own.
 
     Raises:
         UserError: if it is no readable file, is empty, or is not text in that encoding.
@@ -96,20 +94,33 @@ def read_corpus(path: Path, encoding: str = "utf-8") -> Corpus:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"the corpus {str(path)!r} cannot be read: {error.strerror}") from error
+    text = decode_text(raw, encoding, f"the corpus {str(path)!r}", "--data.encoding")
+    return Corpus(str(path), text, hashlib.sha256(raw).hexdigest())
+
+
+def decode_text(raw: bytes, encoding: str, what: str, option: str) -> str:
+    r"""Decode the bytes of a user's text.
+
+    A byte order mark is dropped, and Windows' line ends become ``\n``, as Python reads text.
+
+    Raises:
+        UserError: if there is no text in it, or it is not in that encoding; it says ``what`` is
+            wrong and names the ``option`` that sets the encoding.
+    """
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
         place = len(raw) - len(error.object) + error.start  # utf-8-sig leaves the mark out
         raise UserError(
-            f"the corpus {str(path)!r} is not {encoding}: byte {place} is "
-            f"0x{raw[place]:02x} ({error.reason}); name its encoding with --data.encoding"
+            f"{what} is not {encoding}: byte {place} is 0x{raw[place]:02x} ({error.reason}); "
+            f"name its encoding with {option}"
         ) from error
     except (LookupError, ValueError) as error:
         raise UserError(f"no encoding {encoding!r}; try utf-8, latin-1 or utf-16") from error
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if not text:
-        raise UserError(f"the corpus {str(path)!r} is empty; give a file with some text in it")
-    return Corpus(str(path), text, hashlib.sha256(raw).hexdigest())
+        raise UserError(f"{what} is empty; give one with some text in it")
+    return text
 
 
 def find_tiny_shakespeare() -> Path | None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nanogpt.generation.decoding import decode, sample_text, start_ids
+from nanogpt.generation.decoding import decode, sample_text, sample_texts, start_ids
 from nanogpt.generation.sampling import SamplingRule
 from nanogpt.models import GPT
 from nanogpt.text.tokenizer import Tokenizer
@@ -128,7 +128,7 @@ def test_a_sample_touches_neither_chance_nor_the_models_mode_nor_its_gradients(
 
 def test_a_sample_follows_its_prompt_and_leaves_it_out() -> None:
     gpt, tokenizer = model(), Tokenizer("\nabcdefgh")
-    text = sample_text(gpt, tokenizer, 12, 5, prompt="abc", rule=SamplingRule(0.8, 4))
+    text = sample_texts(gpt, tokenizer, 1, 12, 5, prompt="abc", rule=SamplingRule(0.8, 4))[0]
     expected = naive(gpt, [1, 2, 3], 12, SamplingRule(0.8, 4), 5)
     assert text == tokenizer.decode(torch.tensor(expected))
     assert sample_text(gpt, tokenizer, 0, 5) == ""

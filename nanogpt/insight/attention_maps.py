@@ -1,0 +1,46 @@
+"""Where each head looks: the attention weights, computed again beside the forward pass.
+
+The fused kernels never hold these weights, so a model that is not looked at pays nothing for maps.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from nanogpt.models.attention import attention_weights, causal_mask
+from nanogpt.models.gpt import CausalSelfAttention
+from nanogpt.models.ladder import CausalMean, mean_by_matrix
+
+SENTENCE = "To read is to remember what was"  # 31 characters, in most vocabularies
+
+
+@torch.inference_mode()
+def attention_maps(model: nn.Module, ids: Tensor) -> list[Tensor]:
+    """Return the attention weights of every layer of a model in evaluation mode.
+
+    Args:
+        model: maps ids (B, T) to logits; a model without attention has no maps.
+        ids: one sentence, (T,), T at most the model's ``block_size``.
+
+    Returns: for each layer (nh, T, T): row t holds how much of each position s ≤ t goes into t.
+    """
+    maps: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        if isinstance(module, CausalSelfAttention):
+            q, k, _ = (x[0] for x in module.heads(inputs[0]))  # (nh, T, hs)
+            maps.append(attention_weights(q, k, causal_mask(len(ids), q).to(q.device)))
+        else:  # the mean of one unit vector for each position: its weights
+            maps.append(mean_by_matrix(torch.eye(len(ids), device=ids.device)[None]))
+
+    kinds = (CausalSelfAttention, CausalMean)
+    hooks = [
+        module.register_forward_pre_hook(look)
+        for module in model.modules()
+        if isinstance(module, kinds)
+    ]
+    try:
+        model(ids[None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return maps

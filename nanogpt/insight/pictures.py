@@ -1,0 +1,160 @@
+"""Pictures of a run: its curves, its attention, the ladder. Importing this takes half a second."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from nanogpt.insight.ngrams import NGram
+from nanogpt.insight.reference import Losses
+
+TRAIN, VAL, FAINT, INK = "#2563a8", "#c2410c", "#9aa0a6", "#202124"
+STYLE: dict[str, Any] = {"fontsize": 9, "color": INK}
+
+
+def curves_picture(
+    history: Sequence[Losses],
+    reference: Sequence[Losses],
+    ngrams: Sequence[NGram],
+    by_position: Tensor,
+) -> Figure:
+    """Draw the losses over the steps, and the val loss by position in the window, (T,)."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    _draw_losses(left, history, reference)
+    lowest = min(min(row.train, row.val) for row in [*history, *reference])
+    for ngram in ngrams:
+        if ngram.held_out > lowest - 0.3:
+            _draw_ngram(left, ngram)
+    _draw_positions(right, by_position)
+    return figure
+
+
+def attention_picture(maps: Tensor, characters: Sequence[str], title: str) -> Figure:
+    """Draw the attention weights of every head of a layer, (nh, T, T), side by side."""
+    n_head, size = maps.shape[:2]
+    figure = Figure(figsize=(1 + 3.4 * n_head, 4.2), layout="constrained")
+    for head, axes in enumerate(figure.subplots(1, n_head, squeeze=False)[0]):
+        axes.imshow(maps[head].numpy(force=True), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+        axes.set_xticks(range(size), characters, fontsize=7, family="monospace")
+        axes.set_yticks(range(size), characters, fontsize=7, family="monospace")
+        axes.tick_params(length=0, pad=2)
+        axes.xaxis.tick_top()
+        axes.set_title(f"head {head + 1}", **STYLE)
+        axes.spines[:].set_color("#dddddd")
+    figure.suptitle(f"{title}: each row gathers from the columns, the darker the more", **STYLE)
+    return figure
+
+
+def ladder_picture(
+    names: Sequence[str], losses: Sequence[Sequence[float]], ngrams: Sequence[NGram]
+) -> Figure:
+    """Draw the best val loss of every rung: a dot for each seed, a bar for their mean."""
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    axes = figure.subplots()
+    means = [sum(of_rung) / len(of_rung) for of_rung in losses]
+    for place, (mean, of_rung) in enumerate(zip(means, losses, strict=True)):
+        lower = place == 0 or mean < min(means[:place])
+        color = TRAIN if lower else FAINT
+        axes.plot([place - 0.36, place + 0.36], [mean, mean], color=color, linewidth=5)
+        axes.plot([place] * len(of_rung), of_rung, "o", color=INK, markersize=3, zorder=3)
+        axes.annotate(
+            f"{mean:.3f}", (place, max(of_rung)), (0, 7), textcoords="offset points", ha="center"
+        )
+        if place:
+            axes.plot([place - 0.5] * 2, [means[place - 1], mean], color=FAINT, linewidth=1)
+    axes.set_ylim(min(map(min, losses)) - 0.1, max(map(max, losses)) + 0.15)
+    for ngram in ngrams:
+        if axes.get_ylim()[0] < ngram.held_out < axes.get_ylim()[1]:
+            _draw_ngram(axes, ngram)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylabel("best val loss (nats per character)")
+    _calm(axes)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture beside its target, and give it its name when it is whole."""
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    with missing_glyphs():
+        figure.savefig(partial, dpi=120)
+    partial.replace(path)
+
+
+@contextmanager
+def missing_glyphs() -> Iterator[None]:
+    """Draw a character that the font lacks as a box, and say nothing of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def _draw_losses(axes: Axes, history: Sequence[Losses], reference: Sequence[Losses]) -> None:
+    for rows, style, name in ((reference, "--", "reference's "), (history, "o-", "")):
+        if not rows:
+            continue
+        steps = [row.step for row in rows]
+        for split, color in (("train", TRAIN), ("val", VAL)):
+            losses = [getattr(row, split) for row in rows]
+            axes.plot(
+                *(steps, losses, style),
+                color=color,
+                markersize=3,
+                linewidth=1 if name else 1.6,
+                label=f"{name}{split}",
+                alpha=0.55 if name else 1,
+            )
+    best = min(history, key=lambda row: row.val)
+    axes.plot(best.step, best.val, "o", color=VAL, markersize=7, fillstyle="none")
+    axes.annotate(
+        *(f"{best.val:.4f}", (best.step, best.val), (0, 9)),
+        textcoords="offset points",
+        ha="right",
+        color=VAL,
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per character)")
+    axes.legend(frameon=False, fontsize=9)
+    _calm(axes)
+
+
+def _draw_ngram(axes: Axes, ngram: NGram) -> None:
+    axes.axhline(ngram.held_out, color=FAINT, linestyle=":", linewidth=1, zorder=0)
+    label = f"{ngram.name}\ncounts {ngram.held_out:.2f}"
+    beside = axes.get_yaxis_transform()
+    axes.text(1.01, ngram.held_out, label, transform=beside, va="center", fontsize=8, color=FAINT)
+
+
+def _draw_positions(axes: Axes, by_position: Tensor) -> None:
+    size = len(by_position)
+    seen = torch.arange(1, size + 1)
+    axes.plot(seen.numpy(), by_position.numpy(), ".", color=FAINT, markersize=3)
+    bins = (2 * seen.double().log2()).round().long()  # two for each doubling of the context
+    if size <= 16:
+        bins = seen
+    weight = torch.zeros(int(bins.max()) + 1).double().index_add(0, bins, torch.ones(size).double())
+    taken = weight > 0
+    middle, mean = (
+        (torch.zeros(len(weight)).double().index_add(0, bins, x.double()) / weight)[taken]
+        for x in (seen, by_position)
+    )
+    axes.plot(middle.numpy(), mean.numpy(), "o-", color=VAL, markersize=3, linewidth=1.6)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.set_xlabel("characters of context")
+    axes.set_title("what more context buys: val loss by position", **STYLE)
+    _calm(axes)
+
+
+def _calm(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)

@@ -1,0 +1,46 @@
+"""Where a figure comes from: the state of the code, the versions of the libraries, the machine."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import nanogpt
+
+LIBRARIES = ("torch", "lightning")
+
+
+def git_state() -> str:
+    """Return the commit of this code, with ``-dirty`` where it has been changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        folder = Path(nanogpt.__file__).parent
+        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "not a git checkout"
+    return found.stdout.strip()
+
+
+def versions() -> str:
+    """Return the versions of this project, Python and the libraries that figures depend on."""
+    libraries = [f"{name} {version(name)}" for name in LIBRARIES]
+    return ", ".join(
+        [f"nanogpt {nanogpt.__version__}", f"Python {platform.python_version()}", *libraries]
+    )
+
+
+def machine(device: torch.device) -> str:
+    """Return what a device is, and on a CPU how many threads are at work."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    threads = torch.get_num_threads()
+    return f"{device.type} ({name}, {threads} thread{'s' if threads > 1 else ''})"
