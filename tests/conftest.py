@@ -45,11 +45,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def fit(run: Run, text: str) -> Run:
-    """Train a tiny GPT on a small text; later options win."""
+    """Train a tiny GPT on a small text, without a card; later options win."""
 
     def fit(*options: str) -> Outcome:
         config = str(CONFIGS / "quickstart.yaml")
-        steps = ("--trainer.max_steps=6", "--trainer.val_check_interval=4")
-        return run("fit", "--config", config, *TINY, f"--data.corpus={text}", *steps, *options)
+        small = (f"--data.corpus={text}", "--trainer.max_steps=6", "--trainer.val_check_interval=4")
+        return run("fit", "--config", config, *TINY, *small, *options)
 
     return fit

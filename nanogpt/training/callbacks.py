@@ -24,13 +24,26 @@ from nanogpt.training.module import LanguageModel
 from nanogpt.training.report import introduce
 
 SAMPLE_CHARACTERS = 200  # at each evaluation
+# TensorBoard draws them for every run that is chosen: the reference's curve is such a run
+CHARTS = {
+    "loss": {
+        "train and val": ["Multiline", ["loss/train", "loss/val"]],
+        "beside n-gram counts": ["Multiline", ["loss/train", "loss/val", "ngrams/.*_val"]],
+        "by position in the context": ["Multiline", ["loss_by_position/val"]],
+    }
+}
 
 
 class StepBar(ProgressBar):
-    """One bar over all optimizer steps, with the time left, on a terminal's stderr."""
+    """One bar over all optimizer steps, with the time left, on a terminal's stderr.
 
-    def __init__(self) -> None:
+    Args:
+        title: what stands before the bar.
+    """
+
+    def __init__(self, title: str = "") -> None:
         super().__init__()
+        self.title = title
         self.is_enabled = True
         self.bar: tqdm[Any] | None = None
 
@@ -50,6 +63,7 @@ class StepBar(ProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar where the run stands."""
         self.bar = tqdm(
+            desc=self.title or None,
             total=trainer.max_steps if trainer.max_steps > 0 else None,
             initial=trainer.global_step,
             unit="step",
@@ -91,10 +105,12 @@ class Recorder(Callback):
         self.history: list[Losses] = []
         self.clock: float | None = None
         self.step = self.logged = 0  # when the clock was started, and the last one logged
+        self.seconds = 0.0  # that the whole fit took, evaluations included
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Introduce the run; record the configuration, and what is really trained on."""
         assert isinstance(pl_module, LanguageModel)
+        self.seconds = -time.monotonic()
         data: CharacterData = trainer.datamodule  # type: ignore[attr-defined]
         introduce(trainer, pl_module, data)
         if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
@@ -104,8 +120,7 @@ class Recorder(Callback):
         settings |= {"precision": trainer.precision, "parameters": count_parameters(pl_module.net)}
         plain = {k: v if isinstance(v, int | float) else str(v) for k, v in settings.items()}
         trainer.logger.log_hyperparams(plain)  # into hparams.yaml
-        chart = ["Multiline", ["loss/train", "loss/val"]]
-        trainer.logger.experiment.add_custom_scalars({"loss": {"train and val": chart}})
+        trainer.logger.experiment.add_custom_scalars(CHARTS)
         self.save_config(Path(trainer.logger.log_dir) / "config.yaml")
 
     def on_train_batch_end(
@@ -147,14 +162,19 @@ class Recorder(Callback):
         pl_module.print(f"step {step}: train loss {losses.train:.4f}, val loss {losses.val:.4f}")
         self.clock = None
         if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            if len(self.history) == 1:  # the hyperparameters, and the loss to sort runs by
-                shown = {"loss/val": metrics.pop("loss/val")}  # which it logs as well
+            metrics["loss/best_val"] = min(losses.val for losses in self.history)
+            for ngram in trainer.datamodule.ngrams:  # type: ignore[attr-defined]
+                metrics[f"ngrams/{ngram.name}_train"] = ngram.entropy
+                metrics[f"ngrams/{ngram.name}_val"] = ngram.held_out
+            if len(self.history) == 1:  # the hyperparameters, and the losses to sort runs by
+                shown = {name: metrics.pop(name) for name in ("loss/val", "loss/best_val")}
                 trainer.logger.log_hyperparams(trainer.logger.hparams, shown, step=step)
             trainer.logger.log_metrics(metrics, step)
             self._log_sample(trainer.logger, pl_module, step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the last step also of a run that never evaluates."""
+        """Stop the time; keep the last step also of a run that never evaluates."""
+        self.seconds += time.monotonic()
         if trainer.checkpoint_callbacks and not self.history and trainer.log_dir:
             trainer.save_checkpoint(Path(trainer.log_dir) / "checkpoints" / "last.ckpt")
 

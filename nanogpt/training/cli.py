@@ -1,6 +1,5 @@
 """``fit`` and ``validate``: the LightningCLI of this project."""
 
-import json
 import sys
 import warnings
 from argparse import ArgumentError
@@ -18,12 +17,14 @@ from nanogpt.errors import UserError
 from nanogpt.generation.loading import read_checkpoint
 from nanogpt.notices import notice
 from nanogpt.parsing import explain
-from nanogpt.runs import find_checkpoint, run_of
+from nanogpt.runs import find_checkpoint
 from nanogpt.training import callbacks, machine, report
+from nanogpt.training.card import leave_card
 from nanogpt.training.checkpoints import AtomicCheckpointIO, best_and_last
 from nanogpt.training.data import CharacterData
 from nanogpt.training.module import LanguageModel
 from nanogpt.training.quiet import quiet_lightning
+from nanogpt.training.settings import changed_settings, check_steps, validate_options
 
 TRAINER_DEFAULTS = {
     "devices": 1,
@@ -39,6 +40,7 @@ class CLI(LightningCLI):
     """Lightning's command line, with this project's model, data and manners."""
 
     command: str  # the only subcommand whose parser is built: each takes a tenth of a second
+    title = ""  # of the progress bar
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -51,6 +53,12 @@ class CLI(LightningCLI):
             "--reference",
             type=Literal["bigram", "gpt10m"] | None,
             help="the curve in lightning_logs/reference/ to compare with",
+        )
+        parser.add_argument(
+            "--card",
+            type=bool,
+            default=True,
+            help="leave card.md, curves.png and pictures for TensorBoard in the run's folder",
         )
         parser.link_arguments("model.block_size", "data.block_size")
         parser.link_arguments("seed_everything", "data.seed", int)  # true and false too
@@ -105,8 +113,7 @@ class CLI(LightningCLI):
     def _equip(self, config: Namespace) -> None:
         """Add what records, shows and keeps a run."""
         if config.logger in (None, True):
-            root = config.default_root_dir or "."
-            config.logger = TensorBoardLogger(root, default_hp_metric=False, flush_secs=10)
+            config.logger = self.tensorboard(config.default_root_dir or ".")
         if config.logger is False:
             notice("no logger: this run leaves no folder, no curves and no checkpoint")
             config.enable_checkpointing = False
@@ -119,12 +126,16 @@ class CLI(LightningCLI):
         ours: list[Callback] = [self.recorder]
         config.enable_progress_bar = config.enable_progress_bar is not False and sys.stderr.isatty()
         if config.enable_progress_bar:
-            ours.append(callbacks.StepBar())
+            ours.append(callbacks.StepBar(self.title))
         if config.enable_checkpointing is not False:
             ours += best_and_last()
         config.profiler = config.profiler or machine.NoProfiler()
         config.callbacks = _listed(config.callbacks) + ours
         config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
+
+    def tensorboard(self, root: str) -> TensorBoardLogger:
+        """Return the logger of a run in a new folder of its own, ``lightning_logs/version_N``."""
+        return TensorBoardLogger(root, default_hp_metric=False, flush_secs=10)
 
     def before_fit(self) -> None:
         """Find the checkpoint to go on from, if one is given."""
@@ -138,6 +149,14 @@ class CLI(LightningCLI):
         """Print how it went, and where everything is."""
         reference = self.settings.reference
         report.after_fit(self.trainer, self.datamodule, self.recorder.history, reference)
+        self.leave_card()
+
+    def leave_card(self) -> None:
+        """Leave a card of the run in its folder, unless told not to."""
+        if self.settings.card:
+            changed = changed_settings(self.settings, self._parser(self.command).get_defaults())
+            reference = self.settings.reference
+            leave_card(self.trainer, self.datamodule, self.recorder, reference, changed)
 
     def before_validate(self) -> None:
         """Take the weights, the vocabulary, and the corpus if another one stood in."""
@@ -155,35 +174,12 @@ class CLI(LightningCLI):
         report.after_validate(self.trainer, self.datamodule, Path(self.settings.ckpt_path))
 
 
-def check_steps(settings: Namespace) -> None:
-    """Check the settings that count optimizer steps.
-
-    Raises:
-        UserError: if one of them makes no sense.
-    """
-    trainer = settings.trainer
-    if trainer.max_epochs != -1 or (trainer.max_steps < 0 and trainer.max_time is None):
-        raise UserError(
-            "training is counted in optimizer steps: set --trainer.max_steps (or "
-            "--trainer.max_time), and leave --trainer.max_epochs out"
-        )
-    if settings.model.schedule != "constant" and trainer.max_steps < 0:
-        raise UserError(
-            f"the schedule {settings.model.schedule} ends at the last step: set "
-            "--trainer.max_steps, or --model.schedule constant"
-        )
-    for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
-        value = trainer[name]
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise UserError(f"{name} is a whole number of steps, from 1, not {value!r}")
-
-
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def run(command: str, options: list[str]) -> None:
-    """Run ``fit`` or ``validate`` with the given options.
+def run(command: str, options: list[str], cli: type[CLI] = CLI) -> CLI:
+    """Run ``fit`` or ``validate`` with the given options; return what ran it.
 
     Raises:
         UserError: for whatever the user can mend.
@@ -191,10 +187,10 @@ def run(command: str, options: list[str]) -> None:
     """
     if command == "validate" and not {"-h", "--help"} & set(options):
         options = validate_options(options)
-    CLI.command = command
+    cli.command = command
     try:
         with warnings.catch_warnings(), quiet_lightning():
-            CLI(
+            return cli(
                 LanguageModel,
                 CharacterData,
                 args=[command, *options],
@@ -215,23 +211,3 @@ def run(command: str, options: list[str]) -> None:
         if end.code == 1:  # how Lightning ends the process after Ctrl-C
             raise KeyboardInterrupt from None
         raise
-
-
-def validate_options(options: list[str]) -> list[str]:
-    """Put the run's own config before the given options, and its checkpoint after them."""
-    chosen = "best"
-    for place, option in enumerate(options):
-        name, _, value = option.partition("=")
-        if name == "--ckpt_path":
-            chosen = value or "".join(options[place + 1 : place + 2])
-    checkpoint = find_checkpoint(chosen)
-    if found := run_of(checkpoint):
-        config = str(found.config)
-    else:
-        content = read_checkpoint(checkpoint)
-        model = dict(content["hyper_parameters"], vocabulary=None)
-        data = dict(content["datamodule_hyper_parameters"])
-        seed = data.pop("seed")
-        del data["block_size"]  # the model's
-        config = json.dumps({"seed_everything": seed, "model": model, "data": data})
-    return ["--config", config, *options, "--ckpt_path", str(checkpoint), "--verbose", "false"]

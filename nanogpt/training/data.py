@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import lightning as L
 import torch
 from torch import Tensor
 
 from nanogpt.errors import UserError
+from nanogpt.insight.ngrams import NGram, ngrams
 from nanogpt.notices import notice
 from nanogpt.text import corpora
 from nanogpt.text.corpora import Corpus, load_corpus
@@ -100,6 +102,11 @@ class CharacterData(L.LightningDataModule):
                     f"{self.block_size + 1:,}: use a longer text, a smaller --model.block_size or "
                     "another --data.val_fraction"
                 )
+
+    @cached_property
+    def ngrams(self) -> list[NGram]:
+        """What n-gram counts of the train split achieve."""
+        return ngrams(self.splits["train"], self.splits["val"], len(self.tokenizer.vocabulary))
 
     def train_dataloader(self) -> "TrainingLoader":
         """Offsets of training windows, for ever, from the optimizer step that is next."""

@@ -1,6 +1,7 @@
 """What a run shows, on the terminal, in TensorBoard and its checkpoints; looking is free."""
 
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from nanogpt.generation.decoding import sample_text
 from nanogpt.generation.loading import load_model
+from nanogpt.insight.ngrams import NAMES
 from nanogpt.training import callbacks, report
 from nanogpt.training.data import CharacterData
 from nanogpt.training.module import LanguageModel
@@ -21,6 +23,7 @@ from tests.training.oracles import curves, events, kept_weights, printed_losses,
 
 EVALUATED = ["loss", "perplexity", "bits_per_character"]
 IN_TRAINING = ["loss/batch", "learning_rate", "characters_per_second"]
+COUNTED = [f"ngrams/{n}_{split}" for n in NAMES.values() for split in ("train", "val")]
 
 
 # TensorBoard
@@ -30,6 +33,7 @@ def test_curves_have_every_evaluation_and_equal_what_was_printed(fit: Run) -> No
     printed = printed_losses(fit().out)
     recorded, found = events(run_folder()), curves(run_folder())
     evaluations = [f"{name}/{split}" for name in EVALUATED for split in ("train", "val")]
+    evaluations += ["loss/best_val", *COUNTED]
     assert found.keys() == {*evaluations, *IN_TRAINING}
     for tag in evaluations:
         steps = [event.step for event in recorded.Scalars(tag)]
@@ -90,12 +94,33 @@ def test_a_sample_is_kept_of_each_evaluation(fit: Run) -> None:
     assert samples[6] == "\n".join("    " + line for line in text.split("\n"))
 
 
-def test_train_and_val_share_a_chart(fit: Run) -> None:
+def test_train_and_val_share_a_chart_with_what_counting_achieves(fit: Run) -> None:
     fit()
     (event,) = events(run_folder()).Tensors("custom_scalars__config__")
     layout = Layout.FromString(make_ndarray(event.tensor_proto).item())
-    (chart,) = layout.category[0].chart
-    assert list(chart.multiline.tag) == ["loss/train", "loss/val"]
+    both, beside, _ = layout.category[0].chart
+    assert list(both.multiline.tag) == ["loss/train", "loss/val"]
+    drawn = [tag for tag in curves(run_folder()) for p in beside.multiline.tag if re.match(p, tag)]
+    assert set(drawn) == {"loss/train", "loss/val", *(tag for tag in COUNTED if "val" in tag)}
+
+
+def test_what_counting_achieves_is_a_line_along_the_curve(fit: Run) -> None:
+    fit()
+    found = curves(run_folder())
+    for tag in COUNTED:
+        assert list(found[tag]) == [0, 4, 6]
+        assert len(set(found[tag].values())) == 1
+    n_grams = [found[f"ngrams/{name}_train"][0] for name in NAMES.values()]
+    assert n_grams == sorted(n_grams, reverse=True)
+
+
+def test_the_best_val_loss_so_far_is_kept(fit: Run) -> None:
+    too_far = ("--model.learning_rate=0.3", "--model.warmup_steps=0", "--model.schedule=constant")
+    fit("--trainer.max_steps=2", "--trainer.val_check_interval=1", *too_far)
+    found = curves(run_folder())
+    losses = found["loss/val"]
+    assert losses[1] < losses[0] < losses[2]
+    assert found["loss/best_val"] == {0: losses[0], 1: losses[1], 2: losses[1]}
 
 
 def test_runs_can_be_sorted_by_settings_and_loss(fit: Run) -> None:
@@ -109,7 +134,8 @@ def test_runs_can_be_sorted_by_settings_and_loss(fit: Run) -> None:
     assert shown["precision"].string_value == "32-true"
     assert shown["corpus_name"].string_value == "text.txt"
     experiment = HParamsPluginData.FromString(plugin["_hparams_/experiment"]).experiment
-    assert "loss/val" in [info.name.tag for info in experiment.metric_infos]
+    sortable = [info.name.tag for info in experiment.metric_infos]
+    assert {"loss/val", "loss/best_val"} <= set(sortable)
 
 
 # looking is free

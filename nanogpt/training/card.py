@@ -1,0 +1,72 @@
+"""What of a finished run goes on its card."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from nanogpt.generation.loading import load_model
+from nanogpt.insight import provenance
+from nanogpt.insight.reference import read_curve
+from nanogpt.models import count_parameters
+from nanogpt.runs import Run
+from nanogpt.text import corpora
+from nanogpt.training.callbacks import Recorder
+from nanogpt.training.data import CharacterData
+
+
+def leave_card(
+    trainer: L.Trainer,
+    data: CharacterData,
+    recorder: Recorder,
+    reference: str | None,
+    settings: Mapping[str, Any],
+) -> None:
+    """Leave the card and the pictures of a finished run in its folder, and say where.
+
+    ``reference`` is the curve to compare with, if its text was the same; ``settings`` are those
+    that are not at their defaults.
+    """
+    run = Run(Path(trainer.log_dir)) if trainer.logger and trainer.log_dir else None
+    checkpoint = run.checkpoint() if run and trainer.is_global_zero else None
+    if run is None or checkpoint is None or not recorder.history:
+        return
+    from nanogpt.insight import gallery  # matplotlib takes its time: the result is out by now
+
+    comparable = reference and data.corpus.sha256 == corpora.SHA256
+    device = trainer.strategy.root_device
+    model, tokenizer = load_model(checkpoint)
+    finished = gallery.Finished(
+        run=run,
+        model=model.to(device) if device.type == "cuda" else model,
+        tokenizer=tokenizer,
+        text=data.corpus.text,
+        n_train=len(data.splits["train"]),
+        history=recorder.history,
+        reference=read_curve(reference) if reference and comparable else [],
+        ngrams=data.ngrams,
+        seed=data.seed,
+    )
+    size = f"{count_parameters(model):,} ({settings['model.architecture']})"
+    gallery.leave(finished, {"parameters": size, **facts_of(trainer, data, recorder)}, settings)
+    print(f"card         {run.folder / 'card.md'}, with curves.png")
+
+
+def facts_of(trainer: L.Trainer, data: CharacterData, recorder: Recorder) -> dict[str, str]:
+    """Return what a card says of a run, in words."""
+    best, corpus = min(recorder.history, key=lambda losses: losses.val), data.corpus
+    stands_in = f", standing in for {corpus.stands_in_for}" if corpus.stands_in_for else ""
+    return {
+        "best val loss": f"{best.val:.4f} nats per character at step {best.step:,} (perplexity "
+        f"{math.exp(best.val):.2f}, {best.val / math.log(2):.3f} bits per character)",
+        "corpus": f"{corpus.name}{stands_in}: {len(corpus.text):,} characters, "
+        f"{len(data.tokenizer.vocabulary)} distinct, SHA-256 `{corpus.sha256}`",
+        "training": f"{trainer.global_step:,} steps of {data.batch_size} x {data.block_size} "
+        f"characters, seed {data.seed}, in {trainer.precision}",
+        "time": f"{recorder.seconds:.1f} s, evaluations included",
+        "machine": provenance.machine(trainer.strategy.root_device),
+        "versions": provenance.versions(),
+        "code": provenance.git_state(),
+    }
