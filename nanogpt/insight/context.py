@@ -25,3 +25,18 @@ def loss_by_position(model: nn.Module, ids: Tensor) -> Tensor:
         losses = F.cross_entropy(model(inputs).transpose(1, 2).float(), targets, reduction="none")
         total += losses.sum(0).double().cpu()  # (T)
     return total / full
+
+
+def binned(by_position: Tensor) -> list[tuple[int, float]]:
+    """Average the loss by position, (T,), over bins, two for each doubling of the context.
+
+    A split has few windows, so that the loss at a single position carries noise.
+
+    Returns: for each bin its middle, in characters of context, and the mean loss.
+    """
+    seen = torch.arange(1, len(by_position) + 1)
+    bins = (2 * seen.double().log2()).round().long()
+    return [
+        (round(seen[bins == n].double().mean().item()), by_position[bins == n].mean().item())
+        for n in bins.unique()
+    ]

@@ -11,7 +11,7 @@ from nanogpt.generation.decoding import sample_texts
 from nanogpt.insight.attention_maps import SENTENCE, attention_maps
 from nanogpt.insight.card import Card
 from nanogpt.insight.characters import visible
-from nanogpt.insight.context import loss_by_position
+from nanogpt.insight.context import binned, loss_by_position
 from nanogpt.insight.memorising import copied
 from nanogpt.insight.ngrams import NGram
 from nanogpt.insight.pictures import attention_picture, curves_picture, missing_glyphs, save
@@ -83,7 +83,7 @@ def hang_in_tensorboard(
 ) -> None:
     """Add to a run's events the loss by position, its attention maps and its embeddings."""
     with SummaryWriter(str(run.folder), filename_suffix=".insight") as writer:
-        for position, loss in enumerate(by_position.tolist(), 1):
+        for position, loss in binned(by_position):
             writer.add_scalar("loss_by_position/val", loss, position)
         known = "".join(c for c in SENTENCE if c in tokenizer.vocabulary) or tokenizer.vocabulary
         sentence = known[: model.block_size]

@@ -1,18 +1,19 @@
 """Pictures of a run: its curves, its attention, the ladder. Importing this takes half a second."""
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from nanogpt.insight.context import binned
 from nanogpt.insight.ngrams import NGram
 from nanogpt.insight.reference import Losses
 
@@ -39,16 +40,22 @@ def curves_picture(
 
 
 def attention_picture(maps: Tensor, characters: Sequence[str], title: str) -> Figure:
-    """Draw the attention weights of every head of a layer, (nh, T, T), side by side."""
+    """Draw the attention weights of every head of a layer, (nh, T, T), each on a square."""
     n_head, size = maps.shape[:2]
-    figure = Figure(figsize=(1 + 3.4 * n_head, 4.2), layout="constrained")
-    for head, axes in enumerate(figure.subplots(1, n_head, squeeze=False)[0]):
-        axes.imshow(maps[head].numpy(force=True), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+    columns = math.ceil(math.sqrt(n_head))
+    rows = math.ceil(n_head / columns)
+    figure = Figure(figsize=(4 * columns, 0.5 + 4.1 * rows), layout="constrained")
+    squares = figure.subplots(rows, columns, squeeze=False).flat
+    for head, axes in enumerate(squares, 1):
+        axes.set_visible(head <= n_head)
+        if head > n_head:
+            continue
+        axes.imshow(maps[head - 1].numpy(force=True), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
         axes.set_xticks(range(size), characters, fontsize=7, family="monospace")
         axes.set_yticks(range(size), characters, fontsize=7, family="monospace")
         axes.tick_params(length=0, pad=2)
         axes.xaxis.tick_top()
-        axes.set_title(f"head {head + 1}", **STYLE)
+        axes.set_title(f"head {head}", **STYLE)
         axes.spines[:].set_color("#dddddd")
     figure.suptitle(f"{title}: each row gathers from the columns, the darker the more", **STYLE)
     return figure
@@ -135,19 +142,8 @@ def _draw_ngram(axes: Axes, ngram: NGram) -> None:
 
 
 def _draw_positions(axes: Axes, by_position: Tensor) -> None:
-    size = len(by_position)
-    seen = torch.arange(1, size + 1)
-    axes.plot(seen.numpy(), by_position.numpy(), ".", color=FAINT, markersize=3)
-    bins = (2 * seen.double().log2()).round().long()  # two for each doubling of the context
-    if size <= 16:
-        bins = seen
-    weight = torch.zeros(int(bins.max()) + 1).double().index_add(0, bins, torch.ones(size).double())
-    taken = weight > 0
-    middle, mean = (
-        (torch.zeros(len(weight)).double().index_add(0, bins, x.double()) / weight)[taken]
-        for x in (seen, by_position)
-    )
-    axes.plot(middle.numpy(), mean.numpy(), "o-", color=VAL, markersize=3, linewidth=1.6)
+    axes.plot(range(1, len(by_position) + 1), by_position.numpy(), ".", color=FAINT, markersize=3)
+    axes.plot(*zip(*binned(by_position), strict=True), "o-", color=VAL, markersize=3, linewidth=1.6)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.set_xlabel("characters of context")

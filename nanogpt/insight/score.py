@@ -163,8 +163,8 @@ def report(summary: Summary, content: str, places: list[int], nats: Tensor) -> s
         [
             f"{'':20}{one_line(summary.name)} under {one_line(summary.checkpoint)}",
             *(f"{name:18}{value:>10} {unit}".rstrip() for name, value, unit in summary.rows()),
-            f"{'most surprising':20}'{visible(content[place])}' ({bits:.1f} bits) "
-            f'on line {line:,}: "{before}"',
+            f"{'most surprising':20}‘{visible(content[place])}’ ({bits:.1f} bits) "
+            f"on line {line:,}: “{before}”",
         ]
     )
 

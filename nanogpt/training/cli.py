@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
@@ -138,7 +139,12 @@ class CLI(LightningCLI):
         return TensorBoardLogger(root, default_hp_metric=False, flush_secs=10)
 
     def before_fit(self) -> None:
-        """Find the checkpoint to go on from, if one is given."""
+        """Find mistakes before anything is written; find the checkpoint to go on from."""
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
+        self.datamodule.check_batch_size(self.trainer)
+        with torch.device("meta"):  # which takes no memory and draws no random numbers
+            self.model.build(len(self.datamodule.tokenizer.vocabulary))
         if given := self.settings.ckpt_path:
             checkpoint = find_checkpoint(given)
             read_checkpoint(checkpoint)

@@ -108,6 +108,20 @@ class CharacterData(L.LightningDataModule):
         """What n-gram counts of the train split achieve."""
         return ngrams(self.splits["train"], self.splits["val"], len(self.tokenizer.vocabulary))
 
+    def check_batch_size(self, trainer: L.Trainer) -> None:
+        """Check that a global batch can be cut into equal parts.
+
+        Raises:
+            UserError: if it cannot.
+        """
+        devices, micro_batches = trainer.world_size, trainer.accumulate_grad_batches
+        if self.batch_size % (devices * micro_batches):
+            raise UserError(
+                f"batch_size {self.batch_size} is that of all devices and micro-batches together, "
+                f"and cannot be cut into {devices} devices x {micro_batches} micro-batches: make "
+                f"it a multiple of {devices * micro_batches}"
+            )
+
     def train_dataloader(self) -> "TrainingLoader":
         """Offsets of training windows, for ever, from the optimizer step that is next."""
         return TrainingLoader(self)
@@ -159,13 +173,7 @@ class TrainingLoader:
     def __iter__(self) -> Iterator[Tensor]:
         data, trainer = self.data, self.data.trainer
         assert trainer is not None
-        parts = trainer.accumulate_grad_batches * trainer.world_size
-        if data.batch_size % parts:
-            raise UserError(
-                f"batch_size {data.batch_size} is that of all devices and micro-batches together, "
-                f"and cannot be cut into {trainer.world_size} devices x "
-                f"{trainer.accumulate_grad_batches} micro-batches: make it a multiple of {parts}"
-            )
+        data.check_batch_size(trainer)
         return training_batches(
             data.seed,
             trainer.global_step,

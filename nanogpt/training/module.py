@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from nanogpt.errors import UserError
-from nanogpt.models import SETTINGS, build_model
+from nanogpt.models import GPT, SETTINGS, Bigram, build_model
 from nanogpt.training.optimizer import Schedule, adamw, learning_rate_factor
 
 
@@ -84,9 +84,16 @@ class LanguageModel(L.LightningModule):
             return
         if self.hparams["vocabulary"] is None:
             self.hparams["vocabulary"] = self.trainer.datamodule.tokenizer.vocabulary  # type: ignore[attr-defined]
+        self.net = self.build(len(self.hparams["vocabulary"]))
+
+    def build(self, vocab_size: int) -> Bigram | GPT:
+        """Return a new network of these settings.
+
+        Raises:
+            UserError: if the settings make none.
+        """
         settings = {name: self.hparams[name] for name in SETTINGS}
-        vocab_size = len(self.hparams["vocabulary"])
-        self.net = build_model(self.hparams["architecture"], vocab_size, **settings)
+        return build_model(self.hparams["architecture"], vocab_size, **settings)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that a checkpoint is of this model, before its weights are taken.

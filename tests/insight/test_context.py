@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanogpt.insight.context import loss_by_position
+from nanogpt.insight.context import binned, loss_by_position
 from nanogpt.models import Bigram
 from tests.models.oracles import RAGGED, loud_gpt
 
@@ -77,3 +77,14 @@ def test_the_loss_falls_where_the_context_reaches_what_helps() -> None:
     text = torch.tensor([0, 2, 3] * 13)
     expected = torch.tensor([math.log(4)] * 2 + [0.0] * 4).double()
     torch.testing.assert_close(loss_by_position(Repeats(), text), expected)
+
+
+def test_bins_double_every_two_and_each_position_counts_once() -> None:
+    losses = torch.arange(1.0, 65).double()  # the loss at each place is its number
+    bins = binned(losses)
+    assert [middle for middle, _ in bins] == [1, 2, 3, 4, 6, 8, 12, 16, 23, 32, 46, 59]
+    assert all(abs(mean - middle) <= 0.5 for middle, mean in bins)
+
+
+def test_a_window_of_one_character_is_one_bin() -> None:
+    assert binned(torch.tensor([2.5]).double()) == [(1, 2.5)]

@@ -69,7 +69,7 @@ def test_the_numbers_are_those_of_one_forward_pass(run: Run) -> None:
     assert float(found["perplexity"]) == pytest.approx(loss.exp().item(), rel=1e-5)
     place = int(losses.argmax())
     said = (
-        f'({losses[place].item() * 1.442695:.1f} bits) on line 1: "{one_line(TEXT[: place + 1])}"'
+        f"({losses[place].item() * 1.442695:.1f} bits) on line 1: “{one_line(TEXT[: place + 1])}”"
     )
     assert said in outcome.out
     assert outcome.err.startswith("scoring with ")
@@ -82,10 +82,10 @@ def test_the_most_surprising_character_has_its_line_in_the_text_as_given() -> No
     nats = torch.zeros(len(places))
     nats[places.index(content.index("'"))] = 7
     said = score.report(Summary("a", "b", len(places), 0.1), content, places, nats)
-    assert said.endswith("''' (10.1 bits) on line 3: \"…one⏎zwei⏎here and⇥there, and '\"")
+    assert said.endswith("‘'’ (10.1 bits) on line 3: “…one⏎zwei⏎here and⇥there, and '”")
     nats[0] = 8
     said = score.report(Summary("a", "b", len(places), 0.1), content, places, nats)
-    assert said.endswith("'e' (11.5 bits) on line 1: \"ze\"")
+    assert said.endswith("‘e’ (11.5 bits) on line 1: “ze”")
 
 
 @pytest.mark.usefixtures("trained")
