@@ -22,7 +22,7 @@ pytestmark = needs_browser
 
 HOSTILE = "<i>\nHe </div><script>document.title='bad'</script>\n"
 NAME = "<img src=x onerror=document.title='bad'>.txt"
-CUSTOM = {"train and val": 2, "beside n-gram counts": 5, "by position in the context": 1}
+CUSTOM = {"train and val": 2, "beside n-gram counts": 8, "by position in the context": 1}
 VERSION = Path("lightning_logs/version_0")
 
 
@@ -71,7 +71,7 @@ def test_every_curve_has_a_card_with_its_last_value(
     chromium: Browser, board: str, events: EventAccumulator
 ) -> None:
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(("loss", "ngrams"))]
-    assert {"loss/train", "loss/val", "loss_by_position/val", "ngrams/bigram_val"} <= set(tags)
+    assert {"loss/train", "loss/val", "loss_by_position/val", "ngrams/bigram_held_out"} <= set(tags)
     chromium.get(f"{board}?tagFilter=^(loss|ngrams)#timeseries")
     cells = "[...card.querySelectorAll('tb-data-table-content-cell')].map(plain)"
     cards = (

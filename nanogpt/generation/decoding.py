@@ -1,82 +1,59 @@
 """Decoding: from a prompt, one character after the other."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nanogpt.generation.sampling import SamplingRule, draw, next_probabilities
-from nanogpt.text.tokenizer import Tokenizer
+from nanogpt.models import GPT, Bigram
+
+Context = Literal["refill", "exact"]
 
 
 @torch.inference_mode()
 def decode(
-    model: nn.Module,
+    model: Bigram | GPT,
     prompt: Tensor,
     max_new_tokens: int,
     rule: SamplingRule,
-    generator: torch.Generator | None = None,
+    numbers: Iterator[Tensor],
+    context: Context = "refill",
+    cached: bool = True,
 ) -> Iterator[Tensor]:
     """Yield ``max_new_tokens`` times the next id of each row of a prompt.
 
-    The plain loop, and so the specification: for each character the last ``block_size`` ids go
-    through the whole model again.
+    What a model sees of a text longer than its ``block_size`` is a matter of choice. ``exact``:
+    always the last ``block_size`` characters, as the reference does. Each step then moves every
+    character to another position, so that nothing kept of them holds, and all is computed again.
+    ``refill``: the window grows to ``block_size`` characters and then starts again from its last
+    half, so that only one step in ``block_size // 2`` computes more than one position. Up to
+    ``block_size`` characters the two are the same.
 
     Args:
-        model: maps ids (B, T) to logits (B, T, V); in evaluation mode.
+        model: maps ids (B, T) and a cache to logits (B, T, V); in evaluation mode.
         prompt: ids (B, T), T at least 1, on the model's device.
         max_new_tokens: how many ids to draw for each row.
         rule: how an id is drawn.
-        generator: the source of chance, on the model's device; None takes the default one.
+        numbers: uniform in [0, 1), (B,) for each step: see ``chances``.
+        context: ``refill`` or ``exact``.
+        cached: False sends the whole window through the model for each character: the plain
+            loop, which says what this function means.
 
     Yields: ids of shape (B,).
     """
-    ids = prompt.long()
+    block_size = model.block_size
+    kept = block_size if context == "exact" else max(block_size // 2, 1)
+    cache = model.new_cache() if cached else None
+    window = prompt[:, -block_size:].long()
     for _ in range(max_new_tokens):
-        context = ids[:, -model.block_size :]  # type: ignore[operator]
-        logits = model(context)[:, -1].float()  # (B, V)
-        drawn = draw(next_probabilities(logits, rule), generator)  # (B)
-        ids = torch.cat([context, drawn[:, None]], dim=1)  # (B, T + 1)
+        if window.shape[1] > block_size:
+            window = window[:, -kept:]
+            if cache is not None:
+                cache.clear()
+        known = 0 if cache is None else cache.length
+        logits = model(window[:, known:], cache)[:, -1].float()  # (B, V)
+        drawn = draw(next_probabilities(logits, rule), next(numbers))  # (B)
+        window = torch.cat([window, drawn[:, None]], dim=1)  # (B, T + 1)
         yield drawn
-
-
-def start_ids(tokenizer: Tokenizer, prompt: str) -> Tensor:
-    """Return the ids that decoding starts from, shape (1, T).
-
-    An empty prompt starts, as the reference does, from a line break, or from id 0 in a
-    vocabulary without one.
-    """
-    start = prompt or ("\n" if "\n" in tokenizer.vocabulary else tokenizer.vocabulary[0])
-    return tokenizer.encode(start).long()[None]
-
-
-def sample_text(model: nn.Module, tokenizer: Tokenizer, max_new_tokens: int, seed: int) -> str:
-    """Return one sample of ``max_new_tokens`` characters, from the empty prompt."""
-    return sample_texts(model, tokenizer, 1, max_new_tokens, seed)[0]
-
-
-def sample_texts(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    num_samples: int,
-    max_new_tokens: int,
-    seed: int,
-    prompt: str = "",
-    rule: SamplingRule | None = None,
-) -> list[str]:
-    """Return samples of ``max_new_tokens`` characters, drawn in one batch, the prompt left out.
-
-    Global random state and the model's mode are left as they were.
-    """
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    start = start_ids(tokenizer, prompt).to(device).expand(num_samples, -1)
-    training = model.training
-    model.eval()
-    drawn = list(decode(model, start, max_new_tokens, rule or SamplingRule(), generator))
-    model.train(training)
-    return (
-        [tokenizer.decode(row) for row in torch.stack(drawn, dim=1)]
-        if drawn
-        else [""] * num_samples
-    )

@@ -53,7 +53,7 @@ class Card:
     """What there is to say of a finished run.
 
     ``beside`` is the table of observed and expected losses, or empty where there is no
-    reference; ``copied`` is of the samples, ``copied_val`` of as much of the val split.
+    reference; ``copied`` is of the samples, ``copied_held_out`` of pieces of the val split.
     """
 
     title: str
@@ -63,7 +63,8 @@ class Card:
     ngrams: Sequence[NGram]
     samples: Sequence[str]
     copied: Copied
-    copied_val: Copied
+    held_out: Sequence[str]
+    copied_held_out: Copied
     settings: Mapping[str, Any]
 
     def markdown(self) -> str:
@@ -88,8 +89,10 @@ class Card:
         )
 
     def _copied(self) -> str:
-        n = sum(map(len, self.samples))
-        about = (f"{n:,} characters in {len(self.samples)} samples", "as much of the val split")
+        about = (
+            f"{sum(map(len, self.samples)):,} characters in {len(self.samples)} samples",
+            f"{sum(map(len, self.held_out)):,} characters of the val split, in such pieces",
+        )
         rows = [
             (
                 name,
@@ -97,7 +100,7 @@ class Card:
                 f"{len(found.longest)} characters: "
                 f"<code>{html.escape(repr(found.longest), quote=False)}</code>",
             )
-            for name, found in zip(about, (self.copied, self.copied_val), strict=True)
+            for name, found in zip(about, (self.copied, self.copied_held_out), strict=True)
         ]
         titles = ("text", f"{GRAM}-grams that the train split lacks", "longest stretch it holds")
         return table(titles, rows)

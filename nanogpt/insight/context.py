@@ -27,7 +27,7 @@ def loss_by_position(model: nn.Module, ids: Tensor) -> Tensor:
     return total / full
 
 
-def binned(by_position: Tensor) -> list[tuple[int, float]]:
+def binned(by_position: Tensor) -> list[tuple[float, float]]:
     """Average the loss by position, (T,), over bins, two for each doubling of the context.
 
     A split has few windows, so that the loss at a single position carries noise.
@@ -37,6 +37,6 @@ def binned(by_position: Tensor) -> list[tuple[int, float]]:
     seen = torch.arange(1, len(by_position) + 1)
     bins = (2 * seen.double().log2()).round().long()
     return [
-        (round(seen[bins == n].double().mean().item()), by_position[bins == n].mean().item())
+        (seen[bins == n].double().mean().item(), by_position[bins == n].mean().item())
         for n in bins.unique()
     ]

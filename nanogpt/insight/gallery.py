@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from nanogpt.generation.decoding import sample_texts
+from nanogpt.generation.generate import TextModel, generate_many
 from nanogpt.insight.attention_maps import SENTENCE, attention_maps
 from nanogpt.insight.card import Card
 from nanogpt.insight.characters import visible
@@ -15,7 +15,7 @@ from nanogpt.insight.context import binned, loss_by_position
 from nanogpt.insight.memorising import copied
 from nanogpt.insight.ngrams import NGram
 from nanogpt.insight.pictures import attention_picture, curves_picture, missing_glyphs, save
-from nanogpt.insight.reference import Losses, comparison
+from nanogpt.insight.reference import Losses, best, comparison
 from nanogpt.models import GPT, Bigram
 from nanogpt.runs import Run
 from nanogpt.text.tokenizer import Tokenizer
@@ -38,8 +38,8 @@ class Finished:
     seed: int
 
 
-def leave(finished: Finished, facts: Mapping[str, str], settings: Mapping[str, Any]) -> None:
-    """Write the card, the picture of the curves, and the pages of TensorBoard, into the folder.
+def write(finished: Finished, facts: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    """Write the card, the picture of the curves, and pages of TensorBoard, into its folder.
 
     Args:
         finished: the run.
@@ -54,8 +54,13 @@ def leave(finished: Finished, facts: Mapping[str, str], settings: Mapping[str, A
         curves_picture(finished.history, finished.reference, finished.ngrams, by_position),
         run.folder / "curves.png",
     )
-    samples = sample_texts(model, tokenizer, SAMPLES, SAMPLE_CHARACTERS, finished.seed)
+    samples = list(
+        generate_many(
+            TextModel(model, tokenizer), SAMPLES, "", SAMPLE_CHARACTERS, seed=finished.seed
+        )
+    )
     train_text = finished.text[: finished.n_train]
+    held_out = spread(finished.text[finished.n_train :])
     card = Card(
         title=run.folder.name,
         facts=facts,
@@ -64,29 +69,39 @@ def leave(finished: Finished, facts: Mapping[str, str], settings: Mapping[str, A
         ngrams=finished.ngrams,
         samples=samples,
         copied=copied(samples, train_text),
-        copied_val=copied(spread(finished.text[finished.n_train :]), train_text),
+        held_out=held_out,
+        copied_held_out=copied(held_out, train_text),
         settings=settings,
     )
-    (run.folder / "card.md").write_text(card.markdown(), encoding="utf-8", errors="replace")
-    hang_in_tensorboard(run, model, tokenizer, by_position, finished.history[-1].step)
+    partial = run.folder / "card.md.partial"
+    partial.write_text(card.markdown(), encoding="utf-8", errors="replace")
+    partial.replace(run.folder / "card.md")
+    sentence = fitting_sentence(finished)
+    log_to_tensorboard(finished, by_position, sentence)
 
 
 def spread(text: str) -> list[str]:
-    """Return as much of a text as there are samples, in pieces of the same length."""
+    """Return pieces of a text as many and as long as the samples, or as far as it goes."""
+    pieces = min(max(len(text) // SAMPLE_CHARACTERS, 1), SAMPLES)
     last = max(len(text) - SAMPLE_CHARACTERS, 0)
-    starts = {i * last // (SAMPLES - 1) for i in range(SAMPLES)}
-    return [text[start : start + SAMPLE_CHARACTERS] for start in sorted(starts)]
+    starts = [i * last // max(pieces - 1, 1) for i in range(pieces)]
+    return [text[start : start + SAMPLE_CHARACTERS] for start in starts]
 
 
-def hang_in_tensorboard(
-    run: Run, model: Bigram | GPT, tokenizer: Tokenizer, by_position: Tensor, step: int
-) -> None:
+def fitting_sentence(finished: Finished) -> str:
+    """Return the fixed sentence if the model knows it, else the beginning of the val split."""
+    known = set(SENTENCE) <= set(finished.tokenizer.vocabulary)
+    sentence = SENTENCE if known else finished.text[finished.n_train :][: len(SENTENCE)]
+    return sentence[: finished.model.block_size]
+
+
+def log_to_tensorboard(finished: Finished, by_position: Tensor, sentence: str) -> None:
     """Add to a run's events the loss by position, its attention maps and its embeddings."""
-    with SummaryWriter(str(run.folder), filename_suffix=".insight") as writer:
+    model, tokenizer = finished.model, finished.tokenizer
+    step = best(finished.history).step
+    with SummaryWriter(str(finished.run.folder), filename_suffix=".insight") as writer:
         for position, loss in binned(by_position):
-            writer.add_scalar("loss_by_position/val", loss, position)
-        known = "".join(c for c in SENTENCE if c in tokenizer.vocabulary) or tokenizer.vocabulary
-        sentence = known[: model.block_size]
+            writer.add_scalar("loss_by_position/val", loss, round(position))
         ids = tokenizer.encode(sentence).long().to(next(model.parameters()).device)
         characters = [visible(character) for character in sentence]
         with missing_glyphs():

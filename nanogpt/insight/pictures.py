@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanogpt.insight.context import binned
 from nanogpt.insight.ngrams import NGram
-from nanogpt.insight.reference import Losses
+from nanogpt.insight.reference import Losses, best
 
 TRAIN, VAL, FAINT, INK = "#2563a8", "#c2410c", "#9aa0a6", "#202124"
 STYLE: dict[str, Any] = {"fontsize": 9, "color": INK}
@@ -44,7 +44,10 @@ def attention_picture(maps: Tensor, characters: Sequence[str], title: str) -> Fi
     n_head, size = maps.shape[:2]
     columns = math.ceil(math.sqrt(n_head))
     rows = math.ceil(n_head / columns)
-    figure = Figure(figsize=(4 * columns, 0.5 + 4.1 * rows), layout="constrained")
+    width, height = 4 * columns, 0.3 + 4.1 * rows  # inches; a layout engine would take a second
+    figure = Figure(figsize=(width, height))
+    margins = {"left": 0.25 / width, "right": 1 - 0.1 / width, "bottom": 0.1 / height}
+    figure.subplots_adjust(**margins, top=1 - 0.75 / height, wspace=0.08, hspace=0.14)
     squares = figure.subplots(rows, columns, squeeze=False).flat
     for head, axes in enumerate(squares, 1):
         axes.set_visible(head <= n_head)
@@ -57,7 +60,8 @@ def attention_picture(maps: Tensor, characters: Sequence[str], title: str) -> Fi
         axes.xaxis.tick_top()
         axes.set_title(f"head {head}", **STYLE)
         axes.spines[:].set_color("#dddddd")
-    figure.suptitle(f"{title}: each row gathers from the columns, the darker the more", **STYLE)
+    about = f"{title}: each row gathers from the columns, the darker the more"
+    figure.suptitle(about, y=1 - 0.1 / height, va="top", **STYLE)
     return figure
 
 
@@ -69,7 +73,7 @@ def ladder_picture(
     axes = figure.subplots()
     means = [sum(of_rung) / len(of_rung) for of_rung in losses]
     for place, (mean, of_rung) in enumerate(zip(means, losses, strict=True)):
-        lower = place == 0 or mean < min(means[:place])
+        lower = place == 0 or mean < means[place - 1]
         color = TRAIN if lower else FAINT
         axes.plot([place - 0.36, place + 0.36], [mean, mean], color=color, linewidth=5)
         axes.plot([place] * len(of_rung), of_rung, "o", color=INK, markersize=3, zorder=3)
@@ -119,10 +123,10 @@ def _draw_losses(axes: Axes, history: Sequence[Losses], reference: Sequence[Loss
                 label=f"{name}{split}",
                 alpha=0.55 if name else 1,
             )
-    best = min(history, key=lambda row: row.val)
-    axes.plot(best.step, best.val, "o", color=VAL, markersize=7, fillstyle="none")
+    lowest = best(history)
+    axes.plot(lowest.step, lowest.val, "o", color=VAL, markersize=7, fillstyle="none")
     axes.annotate(
-        *(f"{best.val:.4f}", (best.step, best.val), (0, 9)),
+        *(f"{lowest.val:.4f}", (lowest.step, lowest.val), (0, 9)),
         textcoords="offset points",
         ha="right",
         color=VAL,

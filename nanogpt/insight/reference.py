@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanogpt.text import corpora
+
 FOLDER = Path(__file__).parents[2] / "lightning_logs" / "reference"
 
 
@@ -37,6 +39,17 @@ def read_curve(name: str, folder: Path = FOLDER) -> list[Losses]:
             Losses(int(row["step"]), float(row["train_loss"]), float(row["val_loss"]))
             for row in rows
         ]
+
+
+def best(history: Sequence[Losses]) -> Losses:
+    """Return the evaluation of the lowest val loss, of those after step 0 if there are any."""
+    trained = [losses for losses in history if losses.step]
+    return min(trained or history, key=lambda losses: losses.val)
+
+
+def expected(reference: str | None, sha256: str) -> list[Losses]:
+    """Return the curve to compare a run with: none if it was trained on another text."""
+    return read_curve(reference) if reference and sha256 == corpora.SHA256 else []
 
 
 def comparison(run: Sequence[Losses], reference: Sequence[Losses]) -> str:

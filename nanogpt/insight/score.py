@@ -7,22 +7,21 @@ import sys
 import tempfile
 from argparse import ArgumentError
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from nanogpt.errors import UserError
-from nanogpt.generation.decoding import start_ids
+from nanogpt.generation.generate import start_ids
 from nanogpt.generation.loading import load_model
 from nanogpt.insight.characters import one_line, visible
 from nanogpt.insight.page import MARK, Summary, page
 from nanogpt.insight.surprisal import Surprisal, surprisal
 from nanogpt.parsing import explain
 from nanogpt.runs import find_checkpoint
-from nanogpt.text.corpora import decode_text
-from nanogpt.text.tokenizer import Tokenizer
+from nanogpt.text.files import read_text
+from nanogpt.text.tokenizer import OnUnknown, Tokenizer
 
 SHOWN = 200_000  # characters on a page: more make a browser slow
 LIKELY = 5  # characters in a tooltip
@@ -51,7 +50,7 @@ def score(
     html: str | None = None,
     ckpt_path: str = "best",
     encoding: str = "utf-8",
-    on_unknown: Literal["error", "skip"] = "error",
+    on_unknown: OnUnknown = "error",
 ) -> None:
     """Print the loss of a text under the newest run's model, or a checkpoint's.
 
@@ -67,7 +66,7 @@ def score(
             leaves it out.
     """
     target = None if html is None else page_target(html)
-    name, content = read_text(text, encoding)
+    name, content = read_text(text, encoding, "the text", "--text")
     checkpoint = find_checkpoint(ckpt_path)
     model, tokenizer = load_model(checkpoint)
     places = known_places(content, tokenizer, on_unknown)
@@ -105,41 +104,15 @@ def lists(scored: Surprisal) -> tuple[list[float], list[list[int]], list[list[fl
     return bits.tolist(), scored.likely[:SHOWN].tolist(), scored.chances[:SHOWN].tolist()
 
 
-def read_text(text: str, encoding: str) -> tuple[str, str]:
-    """Return the name and the content of the text to score, ``-`` being stdin.
-
-    Raises:
-        UserError: if there is no such file, or it is empty or is not text in that encoding.
-    """
-    name = "standard input" if text == "-" else text
-    try:
-        if text == "-":
-            raw = sys.stdin.buffer.read()
-        elif Path(text).is_file():  # a FIFO or a device could be read for ever
-            raw = Path(text).read_bytes()
-        else:
-            what = "is not a file" if Path(text).exists() else "does not exist"
-            raise UserError(
-                f"the text {text!r} {what}; --text takes the path of a text file, or - for stdin"
-            )
-    except OSError as error:
-        raise UserError(f"the text {name!r} cannot be read: {error.strerror}") from error
-    return name, decode_text(raw, encoding, f"the text {name!r}", "--encoding")
-
-
-def known_places(content: str, tokenizer: Tokenizer, on_unknown: str) -> list[int]:
+def known_places(content: str, tokenizer: Tokenizer, on_unknown: OnUnknown) -> list[int]:
     """Return the places of the characters to score: all, or all in the model's vocabulary.
 
     Raises:
         UserError: at an unknown character, if that is an error, or if there is no other.
     """
+    tokenizer.known(content, on_unknown)
     vocabulary = set(tokenizer.vocabulary)
     places = [place for place, character in enumerate(content) if character in vocabulary]
-    if len(places) < len(content) and on_unknown == "error":
-        try:
-            tokenizer.encode(content)
-        except UserError as error:
-            raise UserError(f"{error}; --on_unknown skip leaves such characters out") from error
     if not places:
         raise UserError(
             "no character of the text is in the model's vocabulary; give another text, or "

@@ -19,13 +19,21 @@ CHUNK = 24  # matrices of attention weights at work at a time: few enough for a 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Return ``dropout(softmax(q kᵀ / sqrt(hs), masked to the past)) v``.
 
-    Shapes: all (B, nh, T, hs). Source: Vaswani et al. (2017), section 3.2.1. PyTorch's fused
-    attention does the work, save for dropout on a CPU, where it has no fused path: there the
-    weights are made, dropped and used chunk by chunk, and made again for the backward pass.
+    Shapes: q (B, nh, T, hs), k and v (B, nh, S, hs) with S at least T: the queries are those of
+    the last T positions; with dropout S must be T. Source: Vaswani et al. (2017), section 3.2.1.
+    PyTorch's fused attention does the work, save for dropout on a CPU, where it has no fused
+    path: there the weights are made, dropped and used chunk by chunk, and made again for the
+    backward pass.
     """
     if dropout > 0 and q.device.type == "cpu":
         return _CPUAttentionWithDropout.apply(q, k, v, dropout)
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    T, S = q.shape[2], k.shape[2]
+    if T == S:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    assert dropout == 0
+    # a single query, the last position, may look at all
+    past = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=past)
 
 
 def causal_mask(size: int, like: Tensor) -> Tensor:

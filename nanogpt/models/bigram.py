@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from nanogpt.models.cache import Cache
+
 
 class Bigram(nn.Module):
     """A table of next-character logits, one row for each character. It sees nothing else.
@@ -22,6 +24,12 @@ class Bigram(nn.Module):
         self.vocab_size, self.block_size = vocab_size, block_size
         self.table = nn.Embedding(vocab_size, vocab_size)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Map ids (B, T) to next-character logits (B, T, V)."""
+    def new_cache(self) -> Cache:
+        """Return an empty cache for ``forward``."""
+        return Cache(self.block_size, n_layer=1)
+
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Map ids (B, T) to next-character logits (B, T, V); a cache only counts them."""
+        if cache is not None:
+            cache.layers[0].length += ids.shape[1]
         return self.table(ids)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanogpt.models.attention import causal_attention
+from nanogpt.models.cache import Cache, LayerCache
 from nanogpt.models.dropout import Dropout
 
 
@@ -36,9 +37,11 @@ class CausalSelfAttention(nn.Module):
         heads = self.query_key_value(x).view(B, T, 3, self.n_head, self.head_size)
         return heads.permute(2, 0, 3, 1, 4).unbind()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, T, C) to (B, T, C)."""
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """Map (B, T, C) to (B, T, C); with a cache also look back at what it holds."""
         q, k, v = self.heads(x)  # (B, nh, T, hs)
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, nh, S, hs)
         y = causal_attention(q, k, v, self.dropout.p if self.training else 0.0)  # (B, nh, T, hs)
         y = y.transpose(1, 2).flatten(2)  # (B, T, nh * hs): the heads side by side
         return self.dropout(self.projection(y))  # (B, T, C)
@@ -72,9 +75,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(n_embd)
         self.mlp = FeedForward(n_embd, dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        x = x + self.attn(self.ln_1(x))
+        x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -132,17 +135,27 @@ class GPT(nn.Module):
         if init == "normal":
             self.apply(init_normal)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Map ids (B, T), T at most ``block_size``, to next-character logits (B, T, V)."""
-        if ids.shape[1] > self.block_size:
+    def new_cache(self) -> Cache:
+        """Return an empty cache for ``forward``."""
+        return Cache(self.block_size, len(self.blocks))
+
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Map ids (B, T) to next-character logits (B, T, V).
+
+        With a cache, ``ids`` go on where it ends, and are added to it. All together may be at
+        most ``block_size`` long.
+        """
+        begin = 0 if cache is None else cache.length
+        end = begin + ids.shape[1]
+        if end > self.block_size:
             raise ValueError(
-                f"{ids.shape[1]} characters are more than block_size, {self.block_size}: "
+                f"{end} characters are more than block_size, {self.block_size}: "
                 f"give the model the last {self.block_size}"
             )
-        positions = torch.arange(ids.shape[1], device=ids.device)  # (T)
+        positions = torch.arange(begin, end, device=ids.device)  # (T)
         x = self.token_embedding(ids) + self.position_embedding(positions)  # (B, T, C)
-        for block in self.blocks:
-            x = block(x)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, None if cache is None else cache.layers[layer])
         return self.lm_head(self.ln_f(x))  # (B, T, V)
 
 

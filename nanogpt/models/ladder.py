@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nanogpt.models.cache import LayerCache
 from nanogpt.models.gpt import GPT, Block
 
 PARTS = ("mean", "attention", "feed_forward", "residual", "norm")
@@ -38,17 +39,20 @@ def mean_by_softmax(x: Tensor) -> Tensor:
 class CausalMean(nn.Module):
     """Every position gathers from itself and all before it, each with the same weight."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        return mean_by_matrix(x)
+        past = x
+        if cache is not None:
+            past = cache.append(x[:, None], x[:, None])[1][:, 0]  # (B, S, C)
+        return mean_by_matrix(past)[:, -x.shape[1] :]
 
 
 class ChainedBlock(Block):
     """A block without residual connections: each part sees only what the one before passes on."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        return self.mlp(self.ln_2(self.attn(self.ln_1(x))))
+        return self.mlp(self.ln_2(self.attn(self.ln_1(x), cache)))
 
 
 def sinusoids(block_size: int, n_embd: int) -> Tensor:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from nanogpt.errors import UserError
+from nanogpt.text.files import decode_text, read_file
 
 TINY_SHAKESPEARE = "tiny_shakespeare"
 PASTICHE = "pastiche"
@@ -84,43 +85,10 @@ def read_corpus(path: Path, encoding: str = "utf-8") -> Corpus:
     Raises:
         UserError: if it is no readable file, is empty, or is not text in that encoding.
     """
-    try:
-        if not path.is_file():  # a FIFO or a device could be read for ever
-            what = "is not a file" if path.exists() else "does not exist"
-            raise UserError(
-                f"the corpus {str(path)!r} {what}; --data.corpus takes the path of a text file or "
-                f"one of {', '.join(KNOWN)}"
-            )
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"the corpus {str(path)!r} cannot be read: {error.strerror}") from error
+    takes = f"--data.corpus takes the path of a text file or one of {', '.join(KNOWN)}"
+    raw = read_file(str(path), "the corpus", takes)
     text = decode_text(raw, encoding, f"the corpus {str(path)!r}", "--data.encoding")
     return Corpus(str(path), text, hashlib.sha256(raw).hexdigest())
-
-
-def decode_text(raw: bytes, encoding: str, what: str, option: str) -> str:
-    r"""Decode the bytes of a user's text.
-
-    A byte order mark is dropped, and Windows' line ends become ``\n``, as Python reads text.
-
-    Raises:
-        UserError: if there is no text in it, or it is not in that encoding; it says ``what`` is
-            wrong and names the ``option`` that sets the encoding.
-    """
-    try:
-        text = raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        place = len(raw) - len(error.object) + error.start  # utf-8-sig leaves the mark out
-        raise UserError(
-            f"{what} is not {encoding}: byte {place} is 0x{raw[place]:02x} ({error.reason}); "
-            f"name its encoding with {option}"
-        ) from error
-    except (LookupError, ValueError) as error:
-        raise UserError(f"no encoding {encoding!r}; try utf-8, latin-1 or utf-16") from error
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    if not text:
-        raise UserError(f"{what} is empty; give one with some text in it")
-    return text
 
 
 def find_tiny_shakespeare() -> Path | None:

@@ -1,9 +1,13 @@
 """Characters to ids and back. A vocabulary is a plain string of distinct characters."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from nanogpt.errors import UserError
+
+OnUnknown = Literal["error", "skip"]  # what to do with a character that is not in a vocabulary
 
 
 class Tokenizer:
@@ -20,7 +24,7 @@ class Tokenizer:
         codepoints = _codepoints(vocabulary)
         if len(codepoints) == 0 or len(set(vocabulary)) < len(vocabulary):
             raise UserError(f"a vocabulary is one or more distinct characters, not {vocabulary!r}")
-        self.vocabulary = vocabulary
+        self.vocabulary, self._known = vocabulary, frozenset(vocabulary)
         self._codepoints = codepoints  # (V)
         self._ids = torch.full((int(codepoints.max()) + 2,), -1)  # the last stands for all above
         self._ids[codepoints] = torch.arange(len(codepoints))
@@ -46,6 +50,20 @@ class Tokenizer:
                 f"{len(self.vocabulary)} characters: {self.vocabulary[:100]!r}{more}"
             )
         return ids.to(self.dtype)
+
+    def known(self, text: str, on_unknown: OnUnknown) -> str:
+        """Return a text without the characters that are not in the vocabulary.
+
+        Raises:
+            UserError: at the first of them, if ``on_unknown`` is ``error``.
+        """
+        kept = "".join(character for character in text if character in self._known)
+        if len(kept) < len(text) and on_unknown == "error":
+            try:
+                self.encode(text)
+            except UserError as error:
+                raise UserError(f"{error}; --on_unknown skip leaves such characters out") from error
+        return kept
 
     def decode(self, ids: Tensor) -> str:
         """Return the text of ids of shape (N,)."""

@@ -26,12 +26,16 @@ class Windows(NamedTuple):
     length: int
 
 
+def mix(seed: int, number: int) -> int:
+    """Return a seed of 32 bits, all that torch's CPU generator takes, for one of many streams."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9) % 2**64
+    mixed = ((mixed ^ (mixed >> 31)) * 0x94D049BB133111EB) % 2**64
+    return mixed >> 32
+
+
 @lru_cache(maxsize=2)
 def _offsets(seed: int, chunk: int, batch_size: int, high: int) -> Tensor:
-    # torch seeds its CPU generator with 32 bits, so (seed, chunk) is mixed into one number first
-    mixed = (seed * 0x9E3779B97F4A7C15 + chunk * 0xBF58476D1CE4E5B9) % 2**64
-    mixed = ((mixed ^ (mixed >> 31)) * 0x94D049BB133111EB) % 2**64
-    generator = torch.Generator().manual_seed(mixed >> 32)
+    generator = torch.Generator().manual_seed(mix(seed, chunk))
     return torch.randint(high, (STEPS_AT_A_TIME, batch_size), generator=generator)
 
 

@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
 from nanogpt.errors import UserError
-from nanogpt.generation.decoding import sample_text
-from nanogpt.insight.reference import Losses
+from nanogpt.generation.generate import sample_text
+from nanogpt.insight.reference import Losses, best
 from nanogpt.models import count_parameters
 from nanogpt.notices import notice
 from nanogpt.runs import Run
@@ -28,7 +28,7 @@ SAMPLE_CHARACTERS = 200  # at each evaluation
 CHARTS = {
     "loss": {
         "train and val": ["Multiline", ["loss/train", "loss/val"]],
-        "beside n-gram counts": ["Multiline", ["loss/train", "loss/val", "ngrams/.*_val"]],
+        "beside n-gram counts": ["Multiline", ["loss/train", "loss/val", "ngrams/.*"]],
         "by position in the context": ["Multiline", ["loss_by_position/val"]],
     }
 }
@@ -98,21 +98,27 @@ class Recorder(Callback):
 
     Args:
         save_config: writes the whole configuration to a path, once data and model are sound.
+        introduce: says what is about to be trained.
     """
 
-    def __init__(self, save_config: Callable[[Path], object]) -> None:
-        self.save_config = save_config
+    def __init__(
+        self,
+        save_config: Callable[[Path], object],
+        introduce: Callable[[L.Trainer, LanguageModel, CharacterData], None] = introduce,
+    ) -> None:
+        self.save_config, self.introduce = save_config, introduce
         self.history: list[Losses] = []
         self.clock: float | None = None
         self.step = self.logged = 0  # when the clock was started, and the last one logged
-        self.seconds = 0.0  # that the whole fit took, evaluations included
+        self.begun = self.seconds = 0.0  # when the fit began, and how long it took in all
+        self.first_step = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Introduce the run; record the configuration, and what is really trained on."""
         assert isinstance(pl_module, LanguageModel)
-        self.seconds = -time.monotonic()
+        self.begun, self.first_step = time.monotonic(), trainer.global_step
         data: CharacterData = trainer.datamodule  # type: ignore[attr-defined]
-        introduce(trainer, pl_module, data)
+        self.introduce(trainer, pl_module, data)
         if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
             return
         settings = {**pl_module.hparams, **data.hparams}
@@ -162,10 +168,10 @@ class Recorder(Callback):
         pl_module.print(f"step {step}: train loss {losses.train:.4f}, val loss {losses.val:.4f}")
         self.clock = None
         if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            metrics["loss/best_val"] = min(losses.val for losses in self.history)
+            metrics["loss/best_val"] = best(self.history).val
             for ngram in trainer.datamodule.ngrams:  # type: ignore[attr-defined]
-                metrics[f"ngrams/{ngram.name}_train"] = ngram.entropy
-                metrics[f"ngrams/{ngram.name}_val"] = ngram.held_out
+                metrics[f"ngrams/{ngram.name}_entropy"] = ngram.entropy
+                metrics[f"ngrams/{ngram.name}_held_out"] = ngram.held_out
             if len(self.history) == 1:  # the hyperparameters, and the losses to sort runs by
                 shown = {name: metrics.pop(name) for name in ("loss/val", "loss/best_val")}
                 trainer.logger.log_hyperparams(trainer.logger.hparams, shown, step=step)
@@ -174,7 +180,7 @@ class Recorder(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the time; keep the last step also of a run that never evaluates."""
-        self.seconds += time.monotonic()
+        self.seconds = time.monotonic() - self.begun
         if trainer.checkpoint_callbacks and not self.history and trainer.log_dir:
             trainer.save_checkpoint(Path(trainer.log_dir) / "checkpoints" / "last.ckpt")
 

@@ -9,22 +9,22 @@ import lightning as L
 
 from nanogpt.generation.loading import load_model
 from nanogpt.insight import provenance
-from nanogpt.insight.reference import read_curve
+from nanogpt.insight.reference import best, expected
 from nanogpt.models import count_parameters
+from nanogpt.notices import notice
 from nanogpt.runs import Run
-from nanogpt.text import corpora
 from nanogpt.training.callbacks import Recorder
 from nanogpt.training.data import CharacterData
 
 
-def leave_card(
+def write_card(
     trainer: L.Trainer,
     data: CharacterData,
     recorder: Recorder,
     reference: str | None,
     settings: Mapping[str, Any],
 ) -> None:
-    """Leave the card and the pictures of a finished run in its folder, and say where.
+    """Write the card and the pictures of a finished run into its folder, and say where.
 
     ``reference`` is the curve to compare with, if its text was the same; ``settings`` are those
     that are not at their defaults.
@@ -35,7 +35,6 @@ def leave_card(
         return
     from nanogpt.insight import gallery  # matplotlib takes its time: the result is out by now
 
-    comparable = reference and data.corpus.sha256 == corpora.SHA256
     device = trainer.strategy.root_device
     model, tokenizer = load_model(checkpoint)
     finished = gallery.Finished(
@@ -45,26 +44,32 @@ def leave_card(
         text=data.corpus.text,
         n_train=len(data.splits["train"]),
         history=recorder.history,
-        reference=read_curve(reference) if reference and comparable else [],
+        reference=expected(reference, data.corpus.sha256),
         ngrams=data.ngrams,
         seed=data.seed,
     )
-    size = f"{count_parameters(model):,} ({settings['model.architecture']})"
-    gallery.leave(finished, {"parameters": size, **facts_of(trainer, data, recorder)}, settings)
-    print(f"card         {run.folder / 'card.md'}, with curves.png")
+    architecture = trainer.lightning_module.hparams["architecture"]
+    size = f"{count_parameters(model):,} ({architecture})"
+    try:
+        gallery.write(finished, {"parameters": size, **facts_of(trainer, data, recorder)}, settings)
+    except OSError as error:
+        notice(f"the run is complete and kept, but its card could not be written: {error}")
+    else:
+        print(f"card         {run.folder / 'card.md'}, with curves.png")
 
 
 def facts_of(trainer: L.Trainer, data: CharacterData, recorder: Recorder) -> dict[str, str]:
     """Return what a card says of a run, in words."""
-    best, corpus = min(recorder.history, key=lambda losses: losses.val), data.corpus
+    lowest, corpus = best(recorder.history), data.corpus
+    resumed = f", from step {recorder.first_step:,} on" if recorder.first_step else ""
     stands_in = f", standing in for {corpus.stands_in_for}" if corpus.stands_in_for else ""
     return {
-        "best val loss": f"{best.val:.4f} nats per character at step {best.step:,} (perplexity "
-        f"{math.exp(best.val):.2f}, {best.val / math.log(2):.3f} bits per character)",
+        "best val loss": f"{lowest.val:.4f} nats per character at step {lowest.step:,} (perplexity "
+        f"{math.exp(lowest.val):.2f}, {lowest.val / math.log(2):.3f} bits per character)",
         "corpus": f"{corpus.name}{stands_in}: {len(corpus.text):,} characters, "
         f"{len(data.tokenizer.vocabulary)} distinct, SHA-256 `{corpus.sha256}`",
         "training": f"{trainer.global_step:,} steps of {data.batch_size} x {data.block_size} "
-        f"characters, seed {data.seed}, in {trainer.precision}",
+        f"characters{resumed}, seed {data.seed}, in {trainer.precision}",
         "time": f"{recorder.seconds:.1f} s, evaluations included",
         "machine": provenance.machine(trainer.strategy.root_device),
         "versions": provenance.versions(),

@@ -20,7 +20,7 @@ from nanogpt.notices import notice
 from nanogpt.parsing import explain
 from nanogpt.runs import find_checkpoint
 from nanogpt.training import callbacks, machine, report
-from nanogpt.training.card import leave_card
+from nanogpt.training.card import write_card
 from nanogpt.training.checkpoints import AtomicCheckpointIO, best_and_last
 from nanogpt.training.data import CharacterData
 from nanogpt.training.module import LanguageModel
@@ -122,7 +122,8 @@ class CLI(LightningCLI):
             # not parser.save, which changes the working folder while TensorBoard writes
             lambda path: path.write_text(
                 self._parser(self.command).dump(self.settings, skip_none=False), encoding="utf-8"
-            )
+            ),
+            self.introduce,
         )
         ours: list[Callback] = [self.recorder]
         config.enable_progress_bar = config.enable_progress_bar is not False and sys.stderr.isatty()
@@ -137,6 +138,10 @@ class CLI(LightningCLI):
     def tensorboard(self, root: str) -> TensorBoardLogger:
         """Return the logger of a run in a new folder of its own, ``lightning_logs/version_N``."""
         return TensorBoardLogger(root, default_hp_metric=False, flush_secs=10)
+
+    def introduce(self, trainer: L.Trainer, model: LanguageModel, data: CharacterData) -> None:
+        """Say what is about to be trained."""
+        report.introduce(trainer, model, data)
 
     def before_fit(self) -> None:
         """Find mistakes before anything is written; find the checkpoint to go on from."""
@@ -155,14 +160,14 @@ class CLI(LightningCLI):
         """Print how it went, and where everything is."""
         reference = self.settings.reference
         report.after_fit(self.trainer, self.datamodule, self.recorder.history, reference)
-        self.leave_card()
+        self.write_card()
 
-    def leave_card(self) -> None:
-        """Leave a card of the run in its folder, unless told not to."""
+    def write_card(self) -> None:
+        """Write a card of the run into its folder, unless told not to."""
         if self.settings.card:
             changed = changed_settings(self.settings, self._parser(self.command).get_defaults())
             reference = self.settings.reference
-            leave_card(self.trainer, self.datamodule, self.recorder, reference, changed)
+            write_card(self.trainer, self.datamodule, self.recorder, reference, changed)
 
     def before_validate(self) -> None:
         """Take the weights, the vocabulary, and the corpus if another one stood in."""

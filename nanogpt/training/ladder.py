@@ -7,11 +7,12 @@ import statistics
 import textwrap
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -19,15 +20,21 @@ from nanogpt.errors import UserError
 from nanogpt.insight import provenance
 from nanogpt.insight.card import table
 from nanogpt.insight.ngrams import NGram
+from nanogpt.insight.reference import best
 from nanogpt.models import count_parameters
 from nanogpt.runs import LOGS
-from nanogpt.text.corpora import load_corpus
-from nanogpt.training import cli, report
+from nanogpt.text.corpora import Corpus
+from nanogpt.training import cli
+from nanogpt.training.data import CharacterData
+from nanogpt.training.module import LanguageModel
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "ladder"
 FIRST_SEED = 1337
 TITLES = ("rung", "parameters", "val loss", "change", "what it adds")
-OURS = ("--config", "-c", "--seed_everything", "--trainer.default_root_dir", "--trainer.logger")
+OURS = (
+    *("--config", "-c", "--print_config", "--ckpt_path", "--seed_everything"),
+    *("--trainer.default_root_dir", "--trainer.logger"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,13 +66,15 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Climbed:
+class Result:
     """A rung that has been run: its size, and the best val loss of each seed."""
 
     rung: Rung
     parameters: int
     losses: list[float]
     ngrams: list[NGram]
+    corpus: Corpus
+    device: torch.device
     folder: Path  # of its last run
 
     @property
@@ -73,7 +82,7 @@ class Climbed:
         """The mean over the seeds."""
         return statistics.fmean(self.losses)
 
-    def row(self, below: "Climbed | None") -> tuple[str, ...]:
+    def row(self, below: "Result | None") -> tuple[str, ...]:
         """Return the cells of its row in the table; the spread is the standard deviation."""
         spread = f" ± {statistics.stdev(self.losses):.4f}" if len(self.losses) > 1 else ""
         change = f"{self.mean - below.mean:+.4f}" if below else ""
@@ -85,6 +94,13 @@ class RungCLI(cli.CLI):
     """Trains one rung in a folder of the ladder, and leaves the talking to the ladder."""
 
     folder: Path
+    introduced = False  # whether a missing corpus has been announced
+
+    def introduce(self, trainer: L.Trainer, model: LanguageModel, data: CharacterData) -> None:
+        """Announce what stands in for a missing corpus once, and not with every rung."""
+        with redirect_stderr(io.StringIO()) if RungCLI.introduced else nullcontext():
+            super().introduce(trainer, model, data)
+        RungCLI.introduced = True
 
     def tensorboard(self, root: str) -> TensorBoardLogger:
         """Return the logger of a run in that folder."""
@@ -95,8 +111,8 @@ class RungCLI(cli.CLI):
         )
 
     def after_fit(self) -> None:
-        """Leave the card."""
-        self.leave_card()
+        """Write the card."""
+        self.write_card()
 
 
 def run(options: list[str]) -> None:
@@ -106,22 +122,20 @@ def run(options: list[str]) -> None:
         UserError: for whatever the user can mend.
     """
     rungs, n_seeds, further = parse(options)
-    if not [option for option in further if option.startswith("--data.corpus")]:
-        corpus = load_corpus()
-        if corpus.stands_in_for:  # said once, and not by every rung
-            report.stand_in_warning(corpus)
-            further = [*further, "--data.corpus", corpus.name]
-    folder = new_folder(LOGS / "ladder")
+    folder = free_folder(LOGS / "ladder")
     widths = (16, 10, 8 if n_seeds == 1 else 15, 7, 0)
-    print_row(TITLES, widths)
-    begin, climbed = time.monotonic(), list[Climbed]()
+    begin, results = time.monotonic(), list[Result]()
+    RungCLI.introduced = False
     try:
         for rung in rungs:
-            climbed.append(climb(rung, folder, n_seeds, further))
-            print_row(climbed[-1].row(climbed[-2] if climbed[1:] else None), widths)
+            below = results[-1] if results else None
+            results.append(train(rung, folder, n_seeds, further))
+            if below is None:
+                print_row(TITLES, widths)
+            print_row(results[-1].row(below), widths)
     finally:
-        if climbed:
-            conclude(climbed, folder, time.monotonic() - begin, options)
+        if results:
+            conclude(results, folder, time.monotonic() - begin, options)
 
 
 def parse(options: list[str]) -> tuple[list[Rung], int, list[str]]:
@@ -150,10 +164,10 @@ def parse(options: list[str]) -> tuple[list[Rung], int, list[str]]:
     chosen = given.rungs.split(",")
     if not all(number.isdecimal() and int(number) in numbered for number in chosen):
         raise UserError(f"--rungs takes numbers from 1 to {max(numbered)}, such as 3,4")
-    return [numbered[int(number)] for number in chosen], given.seeds, rest
+    return [numbered[n] for n in sorted({int(number) for number in chosen})], given.seeds, rest
 
 
-def climb(rung: Rung, folder: Path, n_seeds: int, options: list[str]) -> Climbed:
+def train(rung: Rung, folder: Path, n_seeds: int, options: list[str]) -> Result:
     """Train a rung with each seed."""
     losses: list[float] = []
     for seed in range(FIRST_SEED, FIRST_SEED + n_seeds):
@@ -164,34 +178,37 @@ def climb(rung: Rung, folder: Path, n_seeds: int, options: list[str]) -> Climbed
             done = cli.run("fit", fit, RungCLI)
         if not done.recorder.history:
             raise UserError("the ladder compares evaluations: let every stage evaluate")
-        losses.append(min(row.val for row in done.recorder.history))
-    return Climbed(
-        rung, count_parameters(done.model.net), losses, done.datamodule.ngrams, RungCLI.folder
-    )
+        losses.append(best(done.recorder.history).val)
+    data, device = done.datamodule, done.trainer.strategy.root_device
+    parameters = count_parameters(done.model.net)
+    return Result(rung, parameters, losses, data.ngrams, data.corpus, device, RungCLI.folder)
 
 
-def conclude(climbed: list[Climbed], folder: Path, seconds: float, options: list[str]) -> None:
+def conclude(results: list[Result], folder: Path, seconds: float, options: list[str]) -> None:
     """Say which rungs do not lower the loss, and leave the table and the chart in the folder."""
     from nanogpt.insight.pictures import ladder_picture, save
 
-    pairs = list(zip([None, *climbed], climbed, strict=False))
+    pairs = list(zip([None, *results], results, strict=False))
     whys = [
         f"{rung.rung.name} does not lower the val loss. {rung.rung.why}".strip()
         for below, rung in pairs
         if below and rung.mean >= below.mean
     ]
     print("".join(f"\n{textwrap.fill(why, 100)}\n" for why in whys))
-    names = [rung.rung.name.replace(" ", "\n") for rung in climbed]
-    picture = ladder_picture(names, [rung.losses for rung in climbed], climbed[0].ngrams)
+    names = [rung.rung.name.replace(" ", "\n") for rung in results]
+    picture = ladder_picture(names, [rung.losses for rung in results], results[0].ngrams)
     save(picture, folder / "ladder.png")
+    corpus = results[0].corpus
     command = shlex.join(["python", "cli.py", "ladder", *options])
     page = [
         "# The ladder",
         "![best val loss of every rung](ladder.png)",
         table(TITLES, [rung.row(below) for below, rung in pairs]),
         *whys,
-        f"`{command}`: {len(climbed[0].losses)} seed(s), {seconds:.0f} s. "
-        f"{provenance.machine(torch.device('cpu'))}; {provenance.versions()}; "
+        f"Corpus {corpus.name}, SHA-256 `{corpus.sha256}`"
+        + (f", standing in for {corpus.stands_in_for}." if corpus.stands_in_for else "."),
+        f"`{command}`: {len(results[0].losses)} seed(s), {seconds:.0f} s. "
+        f"{provenance.machine(results[0].device)}; {provenance.versions()}; "
         f"{provenance.git_state()}; {date.today()}.",
     ]
     (folder / "ladder.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
@@ -200,16 +217,14 @@ def conclude(climbed: list[Climbed], folder: Path, seconds: float, options: list
         f"table        {folder / 'ladder.md'}\n"
         f"chart        {folder / 'ladder.png'}\n"
         f"curves       tensorboard --logdir {folder}\n"
-        f"text         python cli.py predict --ckpt_path {climbed[-1].folder}"
+        f"text         python cli.py predict --ckpt_path {results[-1].folder}"
     )
 
 
-def new_folder(root: Path) -> Path:
-    """Return the first free ``version_N`` in a folder, and make it."""
+def free_folder(root: Path) -> Path:
+    """Return the first free ``version_N`` in a folder."""
     taken = [int(f.name[8:]) for f in root.glob("version_*") if f.name[8:].isdecimal()]
-    folder = root / f"version_{max(taken, default=-1) + 1}"
-    folder.mkdir(parents=True)
-    return folder
+    return root / f"version_{max(taken, default=-1) + 1}"
 
 
 def print_row(cells: Sequence[str], widths: Sequence[int]) -> None:

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from lightning.pytorch.profilers import PassThroughProfiler
 
+from nanogpt.hardware import fast_bf16
+
 
 def device_type(accelerator: str) -> str:
     """Return the kind of device that Lightning takes for an ``--trainer.accelerator``."""
@@ -29,24 +31,18 @@ def prepare() -> None:
 def fast_precision(precision: str, device: str) -> tuple[str, str | None]:
     """Return the precision to use where ``bf16-mixed`` is asked for, and why if it is another.
 
-    bf16 is fast on CUDA from compute capability 8.0 on (RTX 30, A100), and on CPUs with matrix
-    units for it (AMX). With AVX512-BF16 alone it measured 0.6 times the speed of float32. Older
-    GPUs with tensor cores (7.x) have 16-bit floats; all others stay in float32.
+    Where bf16 is not fast, GPUs with tensor cores (7.x) have 16-bit floats; all others stay in
+    float32.
 
     Args:
         precision: as configured; anything but ``bf16-mixed`` is left as it is.
         device: ``cuda``, ``cpu``, ``mps``, …
     """
-    if precision != "bf16-mixed":
+    if precision != "bf16-mixed" or fast_bf16(device):
         return precision, None
     if device == "cuda":
-        major = torch.cuda.get_device_capability()[0]
-        if major >= 8:
-            return precision, None
-        instead = "16-mixed" if major == 7 else "32-true"
+        instead = "16-mixed" if torch.cuda.get_device_capability()[0] == 7 else "32-true"
         return instead, f"this GPU has no bf16 units: precision {instead} instead of {precision}"
-    if device == "cpu" and torch.cpu._is_amx_tile_supported():
-        return precision, None
     return "32-true", f"bf16 is slow on this {device.upper()}: 32-true instead of {precision}"
 
 

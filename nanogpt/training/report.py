@@ -9,9 +9,9 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from nanogpt.generation.decoding import sample_text
+from nanogpt.generation.generate import sample_text
 from nanogpt.generation.loading import load_model, read_checkpoint
-from nanogpt.insight.reference import Losses, comparison, read_curve
+from nanogpt.insight.reference import Losses, best, comparison, expected
 from nanogpt.models import count_parameters
 from nanogpt.runs import LOGS, Run
 from nanogpt.text import corpora
@@ -88,13 +88,11 @@ def after_fit(
     """Print the best evaluation, the comparison, a sample, and where everything is."""
     if not trainer.is_global_zero:
         return
-    trained = [losses for losses in history if losses.step]
-    if trained:
-        best = min(trained, key=lambda losses: losses.val)
-        print(f"best val loss {best.val:.4f} at step {best.step}")
+    if any(losses.step for losses in history):
+        print(f"best val loss {best(history).val:.4f} at step {best(history).step}")
     if reference and data.corpus.sha256 != corpora.SHA256:
         print(f"not compared with the reference, whose text was not {data.corpus.name}")
-    elif reference and (table := comparison(history, read_curve(reference))):
+    elif table := comparison(history, expected(reference, data.corpus.sha256)):
         print(f"\nbeside the reference's {reference}:\n{table}")
     if data.corpus.stands_in_for:
         stand_in_warning(data.corpus)

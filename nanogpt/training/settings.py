@@ -9,6 +9,8 @@ from nanogpt.errors import UserError
 from nanogpt.generation.loading import read_checkpoint
 from nanogpt.runs import find_checkpoint, run_of
 
+LINKED = ("config", "data.block_size", "data.seed")  # which other settings give
+
 
 def check_steps(settings: Namespace) -> None:
     """Check the settings that count optimizer steps.
@@ -54,8 +56,6 @@ def validate_options(options: list[str]) -> list[str]:
 
 
 def changed_settings(settings: Namespace, defaults: Namespace) -> dict[str, Any]:
-    """Return the settings that are not at their defaults, by full name, and the architecture."""
-    usual = vars(defaults.as_flat())
-    given = vars(settings.as_flat())
-    changed = {k: v for k, v in given.items() if k not in usual or v != usual[k]}
-    return {"model.architecture": given["model.architecture"], **changed}
+    """Return the settings that are not at their defaults, by full name."""
+    usual, given = (vars(namespace.as_flat()) for namespace in (defaults, settings))
+    return {k: v for k, v in given.items() if k in usual and k not in LINKED and v != usual[k]}

@@ -133,7 +133,7 @@ def test_a_model_that_is_not_looked_at_never_holds_its_weights(
 
 def test_a_forward_pass_knows_nothing_of_maps() -> None:
     for model in (GPT, Rung, Bigram):
-        assert list(inspect.signature(model.forward).parameters) == ["self", "ids"]
+        assert list(inspect.signature(model.forward).parameters) == ["self", "ids", "cache"]
 
 
 # the check has eyes

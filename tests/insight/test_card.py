@@ -24,7 +24,8 @@ def card(**changed: Any) -> str:
         "ngrams": [NGram(1, 3.3, 3.4), NGram(2, 2.4519, 2.4824)],
         "samples": ["To be\nor not", "second"],
         "copied": Copied("to be", 0.25),
-        "copied_val": Copied("the ", None),
+        "held_out": ["the val", "split"],
+        "copied_held_out": Copied("the ", None),
         "settings": {"model.n_layer": 3, "model.parts": ["mean"], "data.corpus": "my.txt"},
     }
     return Card(**{**plain, **changed}).markdown()
@@ -60,7 +61,10 @@ def test_it_says_what_there_is_to_say() -> None:
     assert "| **best val loss** | 1.5000 nats per character |" in page
     assert "| bigram | 2.4519 | 2.4824 |" in page
     assert "| 18 characters in 2 samples | 25.0% | 5 characters: <code>'to be'</code> |" in page
-    assert "| as much of the val split | – | 4 characters: <code>'the '</code> |" in page
+    assert (
+        "| 12 characters of the val split, in such pieces | – | 4 characters: <code>'the '</code> |"
+        in page
+    )
 
 
 def test_losses_stand_beside_the_references_where_there_is_one() -> None:
@@ -76,7 +80,7 @@ def test_losses_stand_beside_the_references_where_there_is_one() -> None:
 @pytest.mark.parametrize("longest", HOSTILE)
 def test_every_row_has_as_many_cells_as_its_titles(longest: str) -> None:
     copied = Copied(longest, 0.5)
-    found = tables(card(facts={"corpus": longest}, copied=copied, copied_val=copied))
+    found = tables(card(facts={"corpus": longest}, copied=copied, copied_held_out=copied))
     assert [len(table) for table in found] == [3, 4, 4]
     for table in found:
         assert {len(row) for row in table} == {len(table[0])}

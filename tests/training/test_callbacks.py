@@ -12,7 +12,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
-from nanogpt.generation.decoding import sample_text
+from nanogpt.generation.generate import sample_text
 from nanogpt.generation.loading import load_model
 from nanogpt.insight.ngrams import NAMES
 from nanogpt.training import callbacks, report
@@ -23,7 +23,7 @@ from tests.training.oracles import curves, events, kept_weights, printed_losses,
 
 EVALUATED = ["loss", "perplexity", "bits_per_character"]
 IN_TRAINING = ["loss/batch", "learning_rate", "characters_per_second"]
-COUNTED = [f"ngrams/{n}_{split}" for n in NAMES.values() for split in ("train", "val")]
+COUNTED = [f"ngrams/{n}_{kind}" for n in NAMES.values() for kind in ("entropy", "held_out")]
 
 
 # TensorBoard
@@ -101,7 +101,7 @@ def test_train_and_val_share_a_chart_with_what_counting_achieves(fit: Run) -> No
     both, beside, _ = layout.category[0].chart
     assert list(both.multiline.tag) == ["loss/train", "loss/val"]
     drawn = [tag for tag in curves(run_folder()) for p in beside.multiline.tag if re.match(p, tag)]
-    assert set(drawn) == {"loss/train", "loss/val", *(tag for tag in COUNTED if "val" in tag)}
+    assert set(drawn) == {"loss/train", "loss/val", *COUNTED}
 
 
 def test_what_counting_achieves_is_a_line_along_the_curve(fit: Run) -> None:
@@ -110,7 +110,7 @@ def test_what_counting_achieves_is_a_line_along_the_curve(fit: Run) -> None:
     for tag in COUNTED:
         assert list(found[tag]) == [0, 4, 6]
         assert len(set(found[tag].values())) == 1
-    n_grams = [found[f"ngrams/{name}_train"][0] for name in NAMES.values()]
+    n_grams = [found[f"ngrams/{name}_entropy"][0] for name in NAMES.values()]
     assert n_grams == sorted(n_grams, reverse=True)
 
 

@@ -10,6 +10,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from nanogpt.generation.loading import load_model
 from nanogpt.insight import gallery
+from nanogpt.insight.attention_maps import SENTENCE
 from nanogpt.insight.context import binned, loss_by_position
 from nanogpt.text.pastiche import pastiche
 from tests.commands import CONFIGS, TINY, Outcome, Run
@@ -40,9 +41,11 @@ def test_the_card_says_what_was_run_on_what_and_how_it_went(finish: Run) -> None
         *("6 steps of 4 x 8 characters, seed 1337", "torch 2.", "lightning 2.6", "Python 3."),
         *(f"{losses[best]:.4f} nats per character at step {best}", "60 characters in 3 samples"),
         *("model.n_embd: 8\n", "trainer.max_steps: 6\n", "![losses"),
+        "60 characters of the val split, in such pieces",
     ):
         assert fact in card()
-    assert "trainer.devices" not in card()  # at its default
+    for usual in ("trainer.devices", "data.seed", "data.block_size", "config:"):
+        assert usual not in card()
     assert "reference" not in card()
 
 
@@ -114,3 +117,43 @@ def test_a_text_of_other_characters_has_a_card_too(run: Run) -> None:
     assert done.code == 0, done.err
     assert "Glyph" not in done.err
     assert (run_folder() / "curves.png").is_file()
+
+
+def test_the_card_shows_the_checkpoint_that_is_best_and_not_step_0(finish: Run) -> None:
+    too_far = ("--model.learning_rate=3", "--model.warmup_steps=0", "--model.schedule=constant")
+    done = finish("--trainer.max_steps=2", "--trainer.val_check_interval=1", *too_far)
+    losses = curves(run_folder())["loss/val"]
+    assert losses[0] < losses[1] < losses[2]
+    assert f"best val loss {losses[1]:.4f} at step 1" in done.out
+    assert f"| {losses[1]:.4f} nats per character at step 1 (" in card()
+    assert curves(run_folder())["loss/best_val"][2] == losses[1]
+    assert events(run_folder()).Images("attention/layer_1")[0].step == 1
+
+
+def test_a_full_disk_takes_the_card_and_not_the_result(
+    finish: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gallery, "write", full)
+    done = finish()
+    assert done.code == 0
+    assert "the run is complete and kept, but its card could not be written" in done.err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("".join(sorted(set(SENTENCE))) * 30, SENTENCE[:8]), ("漢字 か\nな" * 90, "漢字 か\nな漢字")],
+)
+def test_a_sentence_that_the_model_does_not_know_gives_way_to_the_val_split(
+    finish: Run, monkeypatch: pytest.MonkeyPatch, text: str, sentence: str
+) -> None:
+    shown: list[str] = []
+    real = gallery.log_to_tensorboard
+    monkeypatch.setattr(
+        gallery, "log_to_tensorboard", lambda *given: (shown.append(given[2]), real(*given))
+    )
+    Path("other.txt").write_text(text, encoding="utf-8")
+    assert finish("--data.corpus=other.txt").code == 0
+    assert shown == [sentence]

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from nanogpt.insight import gallery
+from nanogpt.insight.reference import Losses
 from nanogpt.training import ladder
 from tests.commands import Outcome, Run
 from tests.training.oracles import curves
@@ -63,8 +64,8 @@ def test_it_leaves_a_table_and_a_chart_and_every_run_with_its_card(climb: Run) -
 def test_changes_are_between_neighbours_and_a_rise_is_told_with_its_reason(
     climb: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faster = iter([1.0, 3.0, 2.5, 2.75])
-    monkeypatch.setattr(ladder, "min", lambda *_: next(faster), raising=False)
+    losses = iter([1.0, 3.0, 2.5, 2.75])
+    monkeypatch.setattr(ladder, "best", lambda _: Losses(2, 0.0, next(losses)))
     done = climb("--card=false", "--rungs=1,2,3,6")
     table = rows(done.out)
     assert [row[1] for row in table.values()] == ["1.0000", "3.0000", "2.5000", "2.7500"]
@@ -108,6 +109,8 @@ def test_a_second_ladder_leaves_the_first_alone_and_neither_is_the_newest_run(
         (("--rungs=",), "from 1 to 9"),
         (("--config=x.yaml",), "leave it out"),
         (("--seed_everything", "3"), "leave it out"),
+        (("--ckpt_path=best",), "leave it out"),
+        (("--data.corpus=none.txt",), "does not exist"),
         (("--model.n_layr=2",), "did you mean --model.n_layer?"),
         (("--trainer.limit_val_batches=0",), "evaluat"),
     ],
@@ -118,9 +121,23 @@ def test_a_mistake_is_one_line(climb: Run, options: tuple[str, ...], way_out: st
     (line,) = done.err.splitlines()
     assert line.startswith("error: ")
     assert way_out in line
+    assert not done.out
+    if "limit_val_batches" not in options[0]:
+        assert not Path("lightning_logs").exists()
 
 
 def test_without_a_network_the_stand_in_is_announced_once(run: Run) -> None:
     done = run("ladder", "--rungs=1,2", "--trainer.max_steps=1", "--card=false")
     assert done.code == 0, done.err
     assert done.err.count("stands in for it") == 1
+    assert "standing in for tiny_shakespeare" in (FOLDER / "ladder.md").read_text(encoding="utf-8")
+
+
+def test_without_a_network_nothing_stands_in_that_may_not(run: Run) -> None:
+    done = run("ladder", "--rungs=1", "--trainer.max_steps=1", "--data.offline_corpus=null")
+    assert done.code == 2
+    assert "not on this machine" in done.err
+
+
+def test_rungs_are_run_once_each_and_in_order(climb: Run) -> None:
+    assert list(rows(climb("--rungs=4,1,4", "--card=false").out)) == ["01", "04"]

@@ -1,0 +1,44 @@
+"""What a machine is fast at: each kind of one, with the hardware's answers put in its mouth."""
+
+import pytest
+import torch
+
+from nanogpt.hardware import best_device, fast_bf16
+
+
+@pytest.mark.parametrize(("cuda", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_the_best_device_is_a_gpu_where_there_is_one(
+    cuda: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert best_device() == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "amx", "expected"),
+    [
+        ("cuda", (12, 0), False, True),
+        ("cuda", (8, 0), False, True),
+        ("cuda", (7, 5), True, False),
+        ("cuda", (6, 1), False, False),
+        ("cpu", (9, 0), True, True),
+        ("cpu", (9, 0), False, False),
+        ("mps", (9, 0), True, False),
+    ],
+)
+def test_bf16_is_fast_where_the_device_itself_has_units_for_it(
+    device: str,
+    capability: tuple[int, int],
+    amx: bool,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert fast_bf16(device) is expected
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps", "meta"])
+def test_no_gpu_is_asked_about_another_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cuda, "get_device_capability")
+    assert isinstance(fast_bf16(device), bool)
