@@ -35,9 +35,10 @@ Curves of all runs:   tensorboard --logdir lightning_logs
 
 def main(argv: list[str]) -> int:
     """Run one command line; return the exit code: 0, or 2 for a user's mistake."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8")  # any text can come out, also on Windows
+    on_odd = {sys.stdin: "surrogateescape", sys.stdout: "strict", sys.stderr: "backslashreplace"}
+    for stream, errors in on_odd.items():
+        if isinstance(stream, io.TextIOWrapper):  # any text can come in and out, also on Windows
+            stream.reconfigure(encoding="utf-8", errors=errors)
     try:
         return dispatch(argv)
     except UserError as error:

@@ -27,3 +27,8 @@ class Outcome:
 
 
 Run = Callable[..., Outcome]
+
+
+def is_one_line(error: str) -> bool:
+    """Whether what stands on stderr is one line, and no traceback."""
+    return error.startswith("error: ") and error.count("\n") == 1

@@ -7,14 +7,9 @@ from pathlib import Path
 import pytest
 
 from nanogpt.text.pastiche import pastiche
-from tests.commands import CONFIGS, Run
+from tests.commands import CONFIGS, Run, is_one_line
 
 ROOT = Path(__file__).parents[1]
-
-
-def is_one_line(error: str) -> bool:
-    """Whether what stands on stderr is one line, and no traceback."""
-    return error.startswith("error: ") and error.count("\n") == 1
 
 
 def test_help_needs_no_heavy_import() -> None:

@@ -110,7 +110,7 @@ def generate_many(
             on_step(n)
             if stop and grow(watched, tokenizer.decode(drawn)):
                 break
-        for row in torch.stack(steps, dim=1):
+        for row in torch.stack(steps, dim=1) if steps else start.new_empty(n, 0):
             stops = Stops(stop)
             yield stops.feed(tokenizer.decode(row)) + stops.rest()
 

@@ -82,23 +82,27 @@ def predict(
     """
     rule, stops = SamplingRule(temperature, top_k, top_p), Stops(stop or ()).stops
     check(max_new_tokens, num_samples, seed)
-    if interactive and (prompt or prompt_file or output or num_samples > 1):
+    given_too = prompt or prompt_file is not None or output is not None or num_samples > 1
+    if interactive and given_too:
         raise UserError("interactive takes its prompts from the terminal, one sample at a time")
-    if prompt and prompt_file:
+    if prompt and prompt_file is not None:
         raise UserError("give the prompt by one of --prompt and --prompt_file, not by both")
-    if prompt_file:
+    if prompt_file is not None:
         prompt = read_text(prompt_file, encoding, "the prompt", "--prompt_file")[1]
     checkpoint = find_checkpoint(ckpt_path)
     model = load(str(checkpoint), weights)
     prompt = known(prompt, model.tokenizer, on_unknown)
-    print(f"sampling from {checkpoint}", file=sys.stderr)
     given: dict[str, Any] = {"rule": rule, "stop": stops, "context": context}
     given |= {"max_new_tokens": max_new_tokens}
     if interactive:
+        print(f"sampling from {checkpoint}", file=sys.stderr)
         return converse(model, on_unknown, seed, given)
     given |= {"prompt": prompt, "seed": seed}
     with ExitStack() as files:
-        outputs = [sys.stdout, *([files.enter_context(new_file(output))] if output else [])]
+        outputs = [sys.stdout]
+        if output is not None:
+            outputs.append(files.enter_context(new_file(output)))
+        print(f"sampling from {checkpoint}", file=sys.stderr)  # from here on nothing is refused
         if num_samples == 1:
             stream(model, outputs, given)
         else:

@@ -14,12 +14,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def set_weights(model: Model, weights: Weights, device: str) -> Model:
-    """Put a model in evaluation mode on a device, with the weights that sampling is to read.
+    """Put a model on a device, with the weights that sampling is to read.
 
     The model itself is changed, and serves only under ``torch.inference_mode`` from then on.
 
     Args:
-        model: with float32 weights, on the CPU.
+        model: in evaluation mode, with float32 weights, on the CPU.
         weights: ``fp32`` leaves them; ``bf16`` turns all of the model to bfloat16, its logits and
             caches with it; ``int8``, on a CPU, replaces every linear by an ``Int8Linear``;
             ``auto`` is bf16 where that is fast, else fp32, and never int8, which is less exact.

@@ -1,134 +1,278 @@
-"""Decoding is the plain loop, across the border of the context, and leaves no trace."""
+"""Decoding follows its rules in words, and a cache changes nothing but what is computed."""
+
+import math
+from collections.abc import Iterator
+from itertools import accumulate, chain, count, pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nanogpt.generation.decoding import decode, sample_text, sample_texts, start_ids
-from nanogpt.generation.sampling import SamplingRule
-from nanogpt.models import GPT
-from nanogpt.text.tokenizer import Tokenizer
+from nanogpt.generation.decoding import Context, decode
+from nanogpt.generation.sampling import SamplingRule, chances
+from nanogpt.models import Bigram
+from nanogpt.models.cache import Cache
+from tests.models.oracles import RAGGED, loud_gpt, loud_models
 
 BLOCK = 6
+CONTEXTS: tuple[Context, ...] = ("refill", "exact")
+every_context = pytest.mark.parametrize("context", CONTEXTS)
 RULES = pytest.mark.parametrize(
-    "rule", [SamplingRule(), SamplingRule(0.7, 3), SamplingRule(0.0)], ids=str
-)
+    "rule", [SamplingRule(), SamplingRule(0.7, 3), SamplingRule(top_p=0.6), SamplingRule(0.0)],
+    ids=str,
+)  # fmt: skip
 
 
-def model(dropout: float = 0.0) -> GPT:
-    """A GPT whose logits depend much on all of the context: its weights are loud."""
-    torch.manual_seed(0)
-    gpt = GPT(9, BLOCK, n_layer=2, n_head=2, n_embd=8, dropout=dropout).eval()
-    for parameter in gpt.parameters():
-        nn.init.normal_(parameter, std=0.7)
-    return gpt
+def prompts(batch: int, length: int) -> Tensor:
+    return torch.randint(17, (batch, length), generator=torch.Generator().manual_seed(length))
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+class Spy(nn.Module):
+    """Passes everything on, and notes the ids that a model is fed and its last logits."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.block_size, self.new_cache = model, model.block_size, model.new_cache
+        self.fed, self.logits = list[Tensor](), list[Tensor]()
+
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        logits = self.model(ids, cache)
+        self.fed.append(ids.clone())
+        self.logits.append(logits[:, -1])
+        return logits
+
+    @property
+    def lengths(self) -> list[int]:
+        return [ids.shape[1] for ids in self.fed]
 
 
-def naive(gpt: GPT, prompt: list[int], n: int, rule: SamplingRule, seed: int) -> list[int]:
-    """Decode one row with no more than softmax, sorting and a multinomial draw."""
-    generator, ids = seeded(seed), list(prompt)
-    for _ in range(n):
-        with torch.no_grad():
-            logits = gpt(torch.tensor([ids[-BLOCK:]]))[0, -1].tolist()
-        if rule.temperature == 0:
-            ids.append(max(range(9), key=lambda i: logits[i]))
-            continue
-        least = sorted(logits, reverse=True)[(rule.top_k or 9) - 1]
-        kept = torch.tensor([x if x >= least else -torch.inf for x in logits])
-        weights = (kept / rule.temperature).softmax(0)
-        ids.append(int(torch.multinomial(weights, 1, generator=generator)))
+def run(spy: Any, prompt: Tensor, n: int, rule: SamplingRule | None = None, **how: Any) -> Tensor:
+    """Decode n ids for each row, (B, n), by chance of seed 5."""
+    drawn = decode(spy, prompt, n, rule or SamplingRule(), chances(5, len(prompt)), **how)
+    return torch.stack(list(drawn), 1)
+
+
+# the rules, in words
+
+
+def lengths_shown(context: Context, block_size: int, prompt: int) -> Iterator[int]:
+    """How many of the last ids each step is to see, by arithmetic."""
+    if context == "exact":
+        return (min(length, block_size) for length in count(prompt))
+    growing = range(min(prompt, block_size), block_size + 1)
+    again = range(max(block_size // 2, 1), block_size + 1)
+    return chain(growing, chain.from_iterable(again for _ in count()))
+
+
+def pick(logits: list[float], rule: SamplingRule, number: float) -> int:
+    """Draw one id by going through them until their probabilities add up to the number."""
+    if rule.temperature == 0:
+        return max(range(len(logits)), key=lambda i: logits[i])
+    least = sorted(logits, reverse=True)[(rule.top_k or len(logits)) - 1]
+    weights = [math.exp(x / rule.temperature) if x >= least else 0.0 for x in logits]
+    kept, enough = set[int](), (rule.top_p or 1.0) * sum(weights)
+    for i in sorted(range(len(weights)), key=lambda i: -weights[i]):
+        if sum(weights[k] for k in kept) < enough:
+            kept.add(i)
+    weights = [weight if i in kept else 0.0 for i, weight in enumerate(weights)]
+    goal = number * sum(weights)
+    return next(i for i, reached in enumerate(accumulate(weights)) if reached > goal)
+
+
+def naive(
+    model: Any, prompt: list[int], numbers: list[float], rule: SamplingRule, context: Context
+) -> list[int]:
+    """Decode one row: for each character show the model what the rule says, and pick."""
+    ids, shown = list(prompt), lengths_shown(context, model.block_size, len(prompt))
+    for number, length in zip(numbers, shown, strict=False):
+        logits = model(torch.tensor([ids[-length:]]))[0, -1].tolist()
+        ids.append(pick(logits, rule, number))
     return ids[len(prompt) :]
 
 
 @RULES
-@pytest.mark.parametrize("length", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
-def test_decoding_equals_a_naive_loop_across_the_border(rule: SamplingRule, length: int) -> None:
-    gpt, prompt = model(), [(5 * i + 1) % 9 for i in range(length)]
-    drawn = decode(gpt, torch.tensor([prompt]), 2 * BLOCK + 3, rule, seeded(7))
-    assert torch.cat(list(drawn)).tolist() == naive(gpt, prompt, 2 * BLOCK + 3, rule, 7)
+@every_context
+@pytest.mark.parametrize("block_size", [1, 2, 5, 6])
+def test_the_plain_loop_is_its_rule_in_words(
+    rule: SamplingRule, context: Context, block_size: int
+) -> None:
+    gpt = loud_gpt({**RAGGED, "block_size": block_size, "n_layer": 1})
+    numbers = [number.item() for number, _ in zip(chances(5, 1), range(12), strict=False)]
+    for length in {1, block_size, block_size + 1, 3 * block_size}:
+        prompt = prompts(1, length)
+        drawn = run(gpt, prompt, 12, rule, context=context, cached=False)
+        assert drawn[0].tolist() == naive(gpt, prompt[0].tolist(), numbers, rule, context)
 
 
-class Spy(nn.Module):
-    """Says that the next id is the first of its context, and notes what it is shown."""
+@pytest.mark.parametrize(
+    ("block_size", "context", "expected"),
+    [
+        (6, "exact", [2, 3, 4, 5, 6, 6, 6, 6, 6, 6, 6]),
+        (6, "refill", [2, 3, 4, 5, 6, 3, 4, 5, 6, 3, 4]),
+        (5, "refill", [2, 3, 4, 5, 2, 3, 4, 5, 2, 3, 4]),
+        (2, "refill", [2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2]),
+        (1, "refill", [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_the_model_is_shown_the_end_of_the_text(
+    block_size: int, context: Context, expected: list[int]
+) -> None:
+    spy, prompt = Spy(Bigram(17, block_size)), prompts(1, 2)
+    text = torch.cat([prompt, run(spy, prompt, 11, context=context, cached=False)], 1)
+    ends = range(2, 13)
+    for fed, end, length in zip(spy.fed, ends, expected, strict=True):
+        assert fed.equal(text[:, end - length : end])
 
-    block_size = BLOCK
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.shown: list[list[int]] = []
-
-    def forward(self, ids: Tensor) -> Tensor:
-        self.shown += ids.tolist()
-        logits = nn.functional.one_hot(ids[:, :1], 9).expand(-1, ids.shape[1], -1) * 100.0
-        return torch.cat([torch.zeros_like(logits[:, :-1]), logits[:, -1:]], 1)
+@every_context
+def test_of_a_long_prompt_only_the_last_block_counts(context: Context) -> None:
+    gpt, prompt = loud_gpt({**RAGGED, "block_size": BLOCK}), prompts(1, 3 * BLOCK)
+    last = run(gpt, prompt[:, -BLOCK:], 10, context=context)
+    assert run(gpt, prompt, 10, context=context).equal(last)
 
 
-def test_the_model_is_shown_the_last_block_size_ids_and_its_last_position_counts() -> None:
-    spy, prompt = Spy(), [1, 2, 3, 4, 5, 6, 7, 8]
-    drawn = torch.cat(list(decode(spy, torch.tensor([prompt]), 4, SamplingRule())))
-    assert drawn.tolist() == [3, 4, 5, 6]
-    text = prompt + drawn.tolist()
-    assert spy.shown == [text[i - BLOCK : i] for i in range(8, 12)]
+# the cache
+
+CASES = [(1, length) for length in range(1, 3 * BLOCK + 1)] + [(7, 1), (7, 6), (7, 7), (7, 18)]
+
+
+def cached_and_plain(model: Any, batch: int, length: int, context: Context) -> tuple[Spy, Spy]:
+    """Decode past two refills in both ways; the ids must be equal."""
+    spies, prompt = (Spy(model), Spy(model)), prompts(batch, length)
+    ours, plain = (
+        run(spy, prompt, 10, context=context, cached=cached)
+        for spy, cached in zip(spies, (True, False), strict=True)
+    )
+    assert ours.equal(plain)
+    return spies
+
+
+def largest_difference(ours: Spy, plain: Spy) -> float:
+    pairs = zip(ours.logits, plain.logits, strict=True)
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", loud_models(BLOCK))
+@every_context
+def test_the_cached_loop_equals_the_plain_one(name: str, context: Context) -> None:
+    model = loud_models(BLOCK)[name]
+    for batch, length in CASES:
+        spies = cached_and_plain(model, batch, length, context)
+        assert largest_difference(*spies) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["gpt", "ragged", "sinusoidal", "mean", "bigram"])
+@every_context
+def test_the_same_holds_in_float32(name: str, context: Context) -> None:
+    model = loud_models(BLOCK)[name].float()
+    for batch, length in CASES[::3]:
+        assert largest_difference(*cached_and_plain(model, batch, length, context)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("block_size", "context", "expected"),
+    [
+        (6, "exact", [3, 1, 1, 1, 6, 6, 6, 6, 6, 6, 6, 6]),
+        (6, "refill", [3, 1, 1, 1, 3, 1, 1, 1, 3, 1, 1, 1]),
+        (7, "refill", [3, 1, 1, 1, 1, 3, 1, 1, 1, 1, 3, 1]),
+        (1, "refill", [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_a_step_computes_one_position_unless_the_window_moves(
+    block_size: int, context: Context, expected: list[int]
+) -> None:
+    spy = Spy(loud_gpt({**RAGGED, "block_size": block_size}))
+    run(spy, prompts(1, 3), 12, context=context)
+    assert spy.lengths == expected
+
+
+def test_refill_computes_more_than_one_position_at_most_once_in_half_a_block() -> None:
+    for block_size in range(2, 14):
+        spy = Spy(Bigram(17, block_size))
+        run(spy, prompts(1, 1), 100)
+        refills = [step for step, length in enumerate(spy.lengths) if length > 1]
+        between = [later - step for step, later in pairwise(refills)]
+        assert min(between, default=100) >= block_size // 2
+
+
+# the rest
 
 
 @RULES
 def test_rows_of_a_batch_are_decoded_each_from_its_own_prompt(rule: SamplingRule) -> None:
-    gpt, prompts = model(), torch.tensor([[1, 2, 3], [7, 0, 8]])
-    drawn = torch.stack(list(decode(gpt, prompts, 15, rule, seeded(3))), 1)
-    assert drawn.shape == (2, 15)
-    if rule.temperature == 0:  # no draw decides, so each row is what it is alone
-        for row, prompt in zip(drawn, prompts, strict=True):
-            assert row.equal(torch.cat(list(decode(gpt, prompt[None], 15, rule))))
+    gpt, prompt = loud_gpt({**RAGGED, "block_size": BLOCK}), prompts(7, 3)
+    drawn = run(gpt, prompt, 15, rule)
+    for i in range(7):
+        alone = decode(gpt, prompt[i : i + 1], 15, rule, chances(5, 1, first=i))
+        assert drawn[i].equal(torch.cat(list(alone)))
 
 
 def test_ids_come_one_at_a_time() -> None:
-    spy = Spy()
-    stream = decode(spy, torch.tensor([[1, 2]]), 1000, SamplingRule())
+    spy = Spy(Bigram(17, BLOCK))
+    stream = decode(spy, prompts(1, 2), 1000, SamplingRule(), chances(5, 1))
     next(stream)
     next(stream)
-    assert len(spy.shown) == 2
+    assert len(spy.fed) == 2
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_as_many_ids_come_as_are_asked_for(n: int) -> None:
-    assert len(list(decode(model(), torch.tensor([[1]]), n, SamplingRule(), seeded(0)))) == n
+    drawn = list(decode(Bigram(17, 3), prompts(2, 1), n, SamplingRule(), chances(0, 2)))
+    assert [ids.shape for ids in drawn] == [(2,)] * n
 
 
+def test_the_prompt_is_left_as_it_was_and_may_be_bytes() -> None:
+    gpt, prompt = loud_gpt({**RAGGED, "block_size": BLOCK}), prompts(2, 9)
+    kept, small = prompt.clone(), prompt.to(torch.uint8)
+    assert run(gpt, small, 5).equal(run(gpt, prompt, 5))
+    assert prompt.equal(kept)
+
+
+# what comes out of it all
+
+N = 40_000
+# the 0.999 quantiles of chi-square: NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.4
+CRITICAL = {8: 26.12, 15: 37.70}
+RULE = SamplingRule(0.8, 3)
+
+
+def surprise(drawn_by: SamplingRule, rule: SamplingRule, cached: bool = True) -> float:
+    """Return chi-square of N pairs of characters that are drawn by one rule, under another one.
+
+    The second is drawn after a refill; infinite where a pair is drawn that cannot be.
+    """
+    gpt = loud_gpt({**RAGGED, "block_size": 3, "n_layer": 1, "vocab_size": 4})
+    numbers = torch.rand(2, N, generator=torch.Generator().manual_seed(2))
+
+    def distribution(*ids: int) -> Tensor:
+        weights = gpt(torch.tensor([ids]))[0, -1].softmax(-1) ** (1 / rule.temperature)
+        weights[weights.argsort()[: 4 - (rule.top_k or 4)]] = 0
+        return weights / weights.sum()
+
+    first = distribution(0, 3, 1)
+    expected = N * torch.stack([first[i] * distribution(i) for i in range(4)]).flatten()
+    prompt = torch.tensor([[0, 3, 1]]).expand(N, -1)
+    one, two = decode(gpt, prompt, 2, drawn_by, iter(numbers), cached=cached)
+    counts = torch.bincount(4 * one + two, minlength=16)
+    if counts[expected == 0].any():
+        return math.inf
+    return ((counts - expected) ** 2 / expected)[expected > 0].sum().item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cached", [True, False])
+def test_pairs_are_as_frequent_as_the_models_probabilities_say(cached: bool) -> None:
+    assert surprise(SamplingRule(), SamplingRule(), cached) < CRITICAL[15]
+    assert surprise(RULE, RULE, cached) < CRITICAL[8]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(
-    ("vocabulary", "prompt", "expected"),
-    [("\nab", "", [0]), ("ab\n", "", [2]), ("ab", "", [0]), ("\nab", "ba", [2, 1])],
-)
-def test_decoding_starts_from_the_prompt_or_a_line_break(
-    vocabulary: str, prompt: str, expected: list[int]
-) -> None:
-    start = start_ids(Tokenizer(vocabulary), prompt)
-    assert start.dtype == torch.int64
-    assert start.tolist() == [expected]
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_a_sample_touches_neither_chance_nor_the_models_mode_nor_its_gradients(
-    training: bool,
-) -> None:
-    gpt, tokenizer = model(dropout=0.5).train(training), Tokenizer("\nabcdefgh")
-    state = torch.get_rng_state()
-    first, again, other = (sample_text(gpt, tokenizer, 30, seed) for seed in (5, 5, 6))
-    assert torch.get_rng_state().equal(state)
-    assert {module.training for module in gpt.modules()} == {training}
-    assert first == again != other
-    assert len(first) == 30
-    assert all(parameter.grad is None for parameter in gpt.parameters())
-    torch.manual_seed(99)  # neither has it an influence, nor has dropout
-    assert sample_text(gpt.eval(), tokenizer, 30, 5) == first
-
-
-def test_a_sample_follows_its_prompt_and_leaves_it_out() -> None:
-    gpt, tokenizer = model(), Tokenizer("\nabcdefgh")
-    text = sample_texts(gpt, tokenizer, 1, 12, 5, prompt="abc", rule=SamplingRule(0.8, 4))[0]
-    expected = naive(gpt, [1, 2, 3], 12, SamplingRule(0.8, 4), 5)
-    assert text == tokenizer.decode(torch.tensor(expected))
-    assert sample_text(gpt, tokenizer, 0, 5) == ""
+    "wrong",
+    [SamplingRule(0.8, 2), SamplingRule(0.8, 4), SamplingRule(0.84, 3), SamplingRule(0.76, 3),
+     SamplingRule(0.8, 3, 0.95)],
+    ids=str,
+)  # fmt: skip
+def test_pairs_drawn_by_another_rule_would_be_seen(wrong: SamplingRule) -> None:
+    assert surprise(wrong, RULE) > 3 * CRITICAL[8]

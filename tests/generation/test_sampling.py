@@ -3,15 +3,24 @@
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import islice
 
 import pytest
 import torch
+from torch import Tensor
 
 from nanogpt.errors import UserError
-from nanogpt.generation.sampling import SamplingRule, draw, next_probabilities
+from nanogpt.generation.sampling import (
+    AT_A_TIME,
+    SamplingRule,
+    chances,
+    draw,
+    next_probabilities,
+)
 
 # Logits whose exponentials are 1, 2, 4, 8 and 1: so probabilities are fractions of 16.
 LOGITS = [0.0, math.log(2), math.log(4), math.log(8), 0.0]
+LAST = 1 - 2**-24  # the largest number below 1 that torch.rand gives
 
 
 def probabilities(logits: Sequence[float], rule: SamplingRule) -> list[float]:
@@ -35,6 +44,19 @@ def probabilities(logits: Sequence[float], rule: SamplingRule) -> list[float]:
         (SamplingRule(0.0), "0 0 0 1 0"),
         (SamplingRule(0.0, 2), "0 0 0 1 0"),
         (SamplingRule(1e9), "1/5 1/5 1/5 1/5 1/5"),
+        (SamplingRule(top_p=1e-9), "0 0 0 1 0"),  # one always stays
+        (SamplingRule(top_p=0.49), "0 0 0 1 0"),
+        (SamplingRule(top_p=0.51), "0 0 4/12 8/12 0"),
+        (SamplingRule(top_p=0.74), "0 0 4/12 8/12 0"),
+        (SamplingRule(top_p=0.76), "0 2/14 4/14 8/14 0"),
+        (SamplingRule(top_p=0.88), "1/16 2/16 4/16 8/16 1/16"),  # two share the edge
+        (SamplingRule(top_p=1.0), "1/16 2/16 4/16 8/16 1/16"),
+        (SamplingRule(top_p=0.6, top_k=2), "0 0 0 1 0"),  # of 12, 8 are enough; of 16 not
+        (SamplingRule(top_p=0.9, top_k=3), "0 2/14 4/14 8/14 0"),
+        (SamplingRule(0.5, top_p=0.7), "0 0 0 1 0"),  # of 86, 64 are enough
+        (SamplingRule(0.5, top_p=0.76), "0 0 16/80 64/80 0"),
+        (SamplingRule(0.5, 3, 0.96), "0 4/84 16/84 64/84 0"),  # 80 of 84 are not enough
+        (SamplingRule(0.0, 4, 0.9), "0 0 0 1 0"),
     ],
     ids=str,
 )
@@ -49,18 +71,45 @@ def test_warmer_is_flatter_by_the_square_root() -> None:
     assert probabilities(LOGITS, SamplingRule(2.0)) == pytest.approx(expected, abs=1e-6)
 
 
+def test_what_is_just_enough_is_enough() -> None:
+    quarters = [0.0, 0.0, -math.inf, 0.0, 0.0]
+    assert probabilities(quarters, SamplingRule(top_p=1.0)) == [0.25, 0.25, 0, 0.25, 0.25]
+    assert probabilities([0.0, -math.inf], SamplingRule(top_p=1.0)) == [1, 0]
+    half_and_eighths = [0.0] * 4 + [math.log(4)]
+    assert probabilities(half_and_eighths, SamplingRule(top_p=0.5)) == [0, 0, 0, 0, 1]
+
+
+def test_all_that_are_tied_at_the_edge_stay() -> None:
+    assert probabilities([2.0] * 4, SamplingRule(top_p=0.3)) == [0.25] * 4
+    assert probabilities([2.0] * 4, SamplingRule(top_k=1)) == [0.25] * 4
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_top_p_keeps_as_few_as_are_enough(seed: int) -> None:
+    logits = 3 * torch.randn(1, 30, generator=torch.Generator().manual_seed(seed))
+    top_p = 0.05 * (seed + 0.5)
+    kept = next_probabilities(logits, SamplingRule(top_p=top_p))[0] > 0
+    all_of_them = logits[0].double().softmax(-1)
+    together, least = all_of_them[kept].sum(), all_of_them[kept].min()
+    assert together - least < top_p <= together
+    assert all_of_them[~kept].max() < least
+
+
 @pytest.mark.parametrize("temperature", [1e-3, 1e-6, 1e-30, 1e-40, 1e-50, 5e-324])
-@pytest.mark.parametrize("top_k", [None, 2])
-def test_a_tiny_temperature_is_greedy_and_not_nan(temperature: float, top_k: int | None) -> None:
-    rule = SamplingRule(temperature, top_k)
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (2, None), (None, 0.9), (2, 0.9)])
+def test_a_tiny_temperature_is_greedy_and_not_nan(
+    temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    rule = SamplingRule(temperature, top_k, top_p)
     assert probabilities(LOGITS, rule) == [0, 0, 0, 1, 0]
     assert probabilities([-1e4, 1e4, 3e4], rule) == [0, 0, 1]
 
 
 @pytest.mark.parametrize("scale", [1e4, 1e30])
-def test_huge_logits_do_not_overflow(scale: float) -> None:
+@pytest.mark.parametrize("top_p", [None, 0.9])
+def test_huge_logits_do_not_overflow(scale: float, top_p: float | None) -> None:
     logits = [scale * logit for logit in LOGITS]
-    assert probabilities(logits, SamplingRule()) == [0, 0, 0, 1, 0]
+    assert probabilities(logits, SamplingRule(top_p=top_p)) == [0, 0, 0, 1, 0]
 
 
 def test_greedy_takes_one_of_equals() -> None:
@@ -70,7 +119,7 @@ def test_greedy_takes_one_of_equals() -> None:
 def test_rows_are_independent_and_logits_untouched() -> None:
     logits = torch.randn(7, 11, generator=torch.Generator().manual_seed(0))
     kept = logits.clone()
-    for rule in (SamplingRule(0.7, 3), SamplingRule(), SamplingRule(0.0)):
+    for rule in (SamplingRule(0.7, 3, 0.8), SamplingRule(), SamplingRule(0.0)):
         together = next_probabilities(logits, rule)
         alone = torch.cat([next_probabilities(row[None], rule) for row in logits])
         torch.testing.assert_close(together, alone)
@@ -81,53 +130,153 @@ def test_rows_are_independent_and_logits_untouched() -> None:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "name"),
-    [(-0.1, None, "temperature"), (math.inf, None, "temperature"), (math.nan, None, "temperature"),
-     (1.0, 0, "top_k"), (1.0, -3, "top_k")],
+    ("rule", "name"),
+    [({"temperature": -0.1}, "temperature"), ({"temperature": math.inf}, "temperature"),
+     ({"temperature": math.nan}, "temperature"), ({"top_k": 0}, "top_k"), ({"top_k": -3}, "top_k"),
+     ({"top_p": 0.0}, "top_p"), ({"top_p": -0.1}, "top_p"), ({"top_p": 1.01}, "top_p"),
+     ({"top_p": math.nan}, "top_p")],
+    ids=str,
 )  # fmt: skip
-def test_a_rule_out_of_range_is_refused(temperature: float, top_k: int | None, name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} must be"):
-        SamplingRule(temperature, top_k)
+def test_a_rule_out_of_range_is_refused(rule: dict[str, float], name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} must be") as error:
+        SamplingRule(**rule)
+    assert "\n" not in str(error.value)
 
 
-def surprise(rule: SamplingRule, expected: list[float], n: int = 20_000) -> float:
-    """How far n draws lie from a distribution: chi-square, in standard deviations above its mean.
-
-    Infinite where something is drawn that cannot be.
-    """
-    generator = torch.Generator().manual_seed(1)
-    drawn = draw(next_probabilities(torch.tensor([LOGITS]), rule).expand(n, -1), generator)
-    counts = torch.bincount(drawn, minlength=len(LOGITS)).tolist()
-    possible = [(count, n * p) for count, p in zip(counts, expected, strict=True) if p]
-    if sum(count for count, _ in possible) < n:
-        return math.inf
-    freedom = len(possible) - 1
-    return (sum((k - e) ** 2 / e for k, e in possible) - freedom) / math.sqrt(2 * freedom)
-
-
-# cubes, of the three likeliest
-EXPECTED = [0, 8 / 584, 64 / 584, 512 / 584, 0]
-
-
-def test_draws_follow_the_distribution() -> None:
-    assert surprise(SamplingRule(1 / 3, 3), EXPECTED) < 3
+# draws
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [SamplingRule(1 / 3, 2), SamplingRule(1 / 3, 4), SamplingRule(1.0, 3), SamplingRule(3.0, 3),
-     SamplingRule(1 / 3)],
-    ids=["top_k less one", "top_k plus one", "no temperature", "multiplied by it", "no top_k"],
-)  # fmt: skip
-def test_draws_by_another_rule_would_be_seen(wrong: SamplingRule) -> None:
-    assert surprise(wrong, EXPECTED) > 10
+    ("distribution", "number", "expected"),
+    [
+        ([0.25, 0, 0.5, 0.25], 0.0, 0),
+        ([0.25, 0, 0.5, 0.25], 0.25 - 2**-24, 0),
+        ([0.25, 0, 0.5, 0.25], 0.25, 2),
+        ([0.25, 0, 0.5, 0.25], 0.75 - 2**-24, 2),
+        ([0.25, 0, 0.5, 0.25], 0.75, 3),
+        ([0.25, 0, 0.5, 0.25], LAST, 3),
+        ([0, 0.5, 0.5, 0, 0], 0.0, 1),
+        ([0, 0.5, 0.5, 0, 0], 0.5, 2),
+        ([0, 0.5, 0.5, 0, 0], LAST, 2),
+        ([0, 0, 1], 0.0, 2),
+        ([1, 0, 0], LAST, 0),
+        ([1], LAST, 0),
+    ],
+)
+def test_an_id_is_drawn_where_the_cumulative_probability_passes_the_number(
+    distribution: list[float], number: float, expected: int
+) -> None:
+    drawn = draw(torch.tensor([distribution]).float(), torch.tensor([number]))
+    assert drawn.tolist() == [expected]
+    assert drawn.dtype == torch.int64
 
 
-def test_draws_take_the_generator_and_leave_global_chance_alone() -> None:
-    distribution = torch.full((100, 5), 0.2)
+def test_evenly_spread_numbers_draw_each_id_as_often_as_is_its_probability() -> None:
+    numbers = torch.arange(1600) / 1600
+    drawn = draw(next_probabilities(torch.tensor([LOGITS] * 1600), SamplingRule()), numbers)
+    counts = torch.bincount(drawn).tolist()
+    assert counts == pytest.approx([100, 200, 400, 800, 100], abs=1)
+
+
+@pytest.mark.parametrize("size", [3, 17, 65, 1000])
+def test_what_cannot_be_is_never_drawn(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    distribution = torch.rand(200, size, generator=generator)
+    distribution *= torch.rand(200, size, generator=generator) < 0.5
+    distribution[:, size // 2] += 1e-7
+    distribution[:, -1] = 0
+    distribution /= distribution.sum(-1, keepdim=True)
+    borders = distribution.cumsum(-1)[:, :: max(size // 20, 1)].T
+    for numbers in (torch.zeros(200), torch.full((200,), LAST), *borders.clamp(max=LAST)):
+        drawn = draw(distribution, numbers)
+        assert (distribution.gather(1, drawn[:, None]) > 0).all()
+
+
+N = 100_000
+# the 0.999 quantiles of chi-square: NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.4
+CRITICAL = {1: 10.83, 2: 13.82, 4: 18.47, 15: 37.70}
+
+
+def chi_square(drawn: Tensor, expected: Sequence[float]) -> float:
+    """How far draws lie from a distribution; infinite where something is drawn that cannot be."""
+    counts = torch.bincount(drawn, minlength=len(expected)).tolist()
+    possible = [(k, len(drawn) * p) for k, p in zip(counts, expected, strict=True) if p]
+    if sum(count for count, _ in possible) < len(drawn):
+        return math.inf
+    return sum((k - e) ** 2 / e for k, e in possible)
+
+
+def surprise(rule: SamplingRule, weights: list[float]) -> float:
+    """How far N draws by a rule, by chance of 50 streams, lie from some weights."""
+    numbers = torch.cat(list(islice(chances(3, 50), N // 50)))
+    distribution = next_probabilities(torch.tensor([LOGITS]), rule).expand(N, -1)
+    return chi_square(draw(distribution, numbers), [weight / sum(weights) for weight in weights])
+
+
+# rules, the weights by hand, and rules that are off by a step
+K, P, ALL = SamplingRule(0.5, 3), SamplingRule(0.5, top_p=0.9), SamplingRule(0.5, 3, 0.92)
+FOLLOWED = {
+    "top_k": (K, [0, 4, 16, 64, 0]),
+    "top_p": (P, [0, 0, 16, 64, 0]),
+    "together": (ALL, [0, 0, 16, 64, 0]),
+    "neither": (SamplingRule(0.5), [1, 4, 16, 64, 1]),
+}
+WRONG = {
+    "top_k + 1": ("top_k", SamplingRule(0.5, 4)),
+    "top_k - 1": ("top_k", SamplingRule(0.5, 2)),
+    "no top_k": ("top_k", SamplingRule(0.5)),
+    "top_p + 0.05": ("top_p", SamplingRule(0.5, top_p=0.95)),
+    "top_p - 0.2": ("top_p", SamplingRule(0.5, top_p=0.7)),
+    "no top_p": ("top_p", SamplingRule(0.5)),
+    "temperature + 5 %": ("top_k", SamplingRule(0.525, 3)),
+    "temperature - 5 %": ("neither", SamplingRule(0.475)),
+    "temperature upside down": ("top_p", SamplingRule(2.0, top_p=0.7)),
+    "together, top_p + 0.05": ("together", SamplingRule(0.5, 3, 0.97)),
+    "together, temperature + 5 %": ("together", SamplingRule(0.525, 3, 0.92)),
+}
+
+
+@pytest.mark.parametrize(("rule", "weights"), FOLLOWED.values(), ids=FOLLOWED)
+def test_draws_follow_the_distribution(rule: SamplingRule, weights: list[float]) -> None:
+    freedom = sum(weight > 0 for weight in weights) - 1
+    assert surprise(rule, weights) < CRITICAL[freedom]
+
+
+@pytest.mark.parametrize(("followed", "wrong"), WRONG.values(), ids=WRONG)
+def test_draws_by_another_rule_would_be_seen(followed: str, wrong: SamplingRule) -> None:
+    assert surprise(wrong, FOLLOWED[followed][1]) > 50
+
+
+# chance
+
+
+def first_numbers(n: int, *seed_and_samples: int) -> Tensor:
+    return torch.stack(list(islice(chances(*seed_and_samples), n)), 1)  # (samples, n)
+
+
+def test_a_samples_numbers_depend_on_its_own_number_alone() -> None:
+    together = first_numbers(3 * AT_A_TIME + 1, 8, 7)
+    assert together.shape == (7, 3 * AT_A_TIME + 1)
+    for first, n in ((0, 1), (0, 3), (2, 5), (6, 1)):
+        alone = first_numbers(3 * AT_A_TIME + 1, 8, n, first)
+        assert alone.equal(together[first : first + n])
+
+
+def test_seeds_and_samples_have_numbers_of_their_own() -> None:
+    seeds = [*range(20), 2**31, 2**32, 2**32 + 1, 2**63 - 1]
+    rows = torch.cat([first_numbers(4, seed, 20) for seed in seeds])
+    assert len(rows.unique(dim=0)) == len(rows) == 20 * len(seeds)
+
+
+@pytest.mark.parametrize("steps", [1, 1000])
+def test_numbers_are_uniform_over_samples_as_over_steps(steps: int) -> None:
+    numbers = first_numbers(steps, 1337, 20_000 // steps).flatten()
+    assert numbers.dtype == torch.float32
+    assert 0 <= numbers.min() < numbers.max() < 1
+    assert chi_square((16 * numbers).long(), [1 / 16] * 16) < CRITICAL[15]
+
+
+def test_chance_leaves_global_chance_alone() -> None:
     state = torch.get_rng_state()
-    first, again = (draw(distribution, torch.Generator().manual_seed(3)) for _ in range(2))
-    assert first.equal(again)
-    assert first.shape == (100,)
+    first_numbers(100, 1, 3)
     assert torch.get_rng_state().equal(state)
-    assert not first.equal(draw(distribution, torch.Generator().manual_seed(4)))

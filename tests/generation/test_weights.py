@@ -34,9 +34,11 @@ ENGINES = [
 
 @pytest.fixture(autouse=True)
 def inference() -> Any:
-    """What is loaded outside is used inside, as the decoder does it."""
+    """What is loaded outside is used inside, as the decoder does it; the engine is put back."""
+    engine = torch.backends.quantized.engine
     with torch.inference_mode():
         yield
+    torch.backends.quantized.engine = engine
 
 
 outside = torch.inference_mode(False)
@@ -155,7 +157,7 @@ def test_int8_replaces_just_the_linears() -> None:
 
 
 def worst_channel(engine: str, has_bias: bool = True) -> float:
-    """How far off a linear is that 8 bits hold exactly; channels are up to 10,000 times larger.
+    """How far off a linear is that 8 bits hold exactly; channels are up to a million times larger.
 
     Weights are whole numbers to ±127 times a scale and inputs fill their range, so that nothing is
     rounded; some channels and rows are as large as can be, so that sums too narrow overflow.
@@ -164,8 +166,9 @@ def worst_channel(engine: str, has_bias: bool = True) -> float:
     linear = nn.Linear(96, 40, bias=has_bias)
     whole = torch.randint(-127, 128, (40, 96), generator=random).float()
     whole[:, 0], whole[0], whole[1] = 127, 127, -127
-    linear.weight.copy_(whole * torch.logspace(-3, 1, 40)[:, None])
+    linear.weight.copy_(whole * torch.logspace(-5, 1, 40)[:, None])
     layer = Int8Linear(linear, engine)
+    assert torch.backends.quantized.engine == engine
     top = 127 if layer.narrow else 255
     x = torch.randint(top + 1, (7, 96), generator=random)
     x[0], x[1] = top, 0
@@ -207,22 +210,25 @@ def test_a_wrong_scale_shows(fault: Any, monkeypatch: pytest.MonkeyPatch) -> Non
         assert logits_error("int8", gpt()) > 1.4 * BOUNDS["int8"]
 
 
-def channel_errors() -> Tensor:
+def channel_errors(engine: str) -> Tensor:
     """How far off each channel of a linear is when one is 100 times larger, and one is silent."""
     torch.manual_seed(4)
     linear, x = nn.Linear(64, 32, bias=False), torch.randn(16, 64)
     linear.weight[5] *= 100
     linear.weight[7] = 0
-    difference = Int8Linear(linear, ENGINES[0])(x) - linear(x)
+    difference = Int8Linear(linear, engine)(x) - linear(x)
     return difference.norm(dim=0) / linear(x).norm(dim=0).clamp_min(1e-9)
 
 
-def test_a_large_channel_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    errors = channel_errors()
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_large_channel_costs_the_others_nothing(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = channel_errors(engine)
     assert errors[7] == 0
-    assert errors.max() < 0.03
+    assert errors.max() < 0.05
     monkeypatch.setattr(torch, "quantize_per_channel", shared)
-    assert channel_errors().median() > 0.1
+    assert channel_errors(engine).median() > 0.1
 
 
 @pytest.mark.parametrize(("fast", "expected"), [(True, torch.bfloat16), (False, torch.float32)])

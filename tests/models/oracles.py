@@ -14,12 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nanogpt.models import GPT
+from nanogpt.models import GPT, Bigram, Rung
 from nanogpt.models.dropout import random_bits
 
 TOLERANCE = 1e-10
 DIVIDING = {"vocab_size": 17, "block_size": 13, "n_layer": 2, "n_head": 3, "n_embd": 12}  # hs 4
 RAGGED = {**DIVIDING, "n_embd": 14, "head_size": 6}  # heads concatenate to 18, not to 14
+RUNGS = [
+    ["mean"],
+    ["mean", "feed_forward"],
+    ["mean", "feed_forward", "residual", "norm"],
+    ["attention"],
+    ["attention", "norm"],
+    ["attention", "feed_forward"],
+    ["attention", "feed_forward", "norm"],
+    ["attention", "feed_forward", "residual"],
+    ["attention", "feed_forward", "residual", "norm"],
+]
 B, T = 5, 11
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -43,6 +54,16 @@ def loud(model: Model) -> Model:
 
 def loud_gpt(settings: dict[str, int], dropout: float = 0.0) -> GPT:
     return loud(GPT(**settings, dropout=dropout))
+
+
+def loud_models(block_size: int) -> dict[str, Bigram | GPT]:
+    """One of each kind, by name, ready to sample from."""
+    size = {**DIVIDING, "block_size": block_size}
+    models = {"gpt": GPT(**size), "ragged": GPT(**{**RAGGED, "block_size": block_size})}
+    models |= {" ".join(parts): Rung(**size, parts=parts) for parts in RUNGS}
+    models["sinusoidal"] = Rung(**size, positions="sinusoidal")
+    models["bigram"] = Bigram(size["vocab_size"], block_size)
+    return {name: loud(model).eval().requires_grad_(False) for name, model in models.items()}
 
 
 def some_ids(model: GPT) -> Tensor:

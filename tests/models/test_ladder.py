@@ -18,6 +18,7 @@ from nanogpt.models.ladder import (
 )
 from tests.models.oracles import (
     DIVIDING,
+    RUNGS,
     TOLERANCE,
     causality_violations,
     loud,
@@ -27,17 +28,6 @@ from tests.models.oracles import (
 )
 
 RAGGED = {**DIVIDING, "n_embd": 14}  # three heads of 4: only with a projection
-RUNGS = [
-    ["mean"],
-    ["mean", "feed_forward"],
-    ["mean", "feed_forward", "residual", "norm"],
-    ["attention"],
-    ["attention", "norm"],
-    ["attention", "feed_forward"],
-    ["attention", "feed_forward", "norm"],
-    ["attention", "feed_forward", "residual"],
-    ["attention", "feed_forward", "residual", "norm"],
-]
 every_rung = pytest.mark.parametrize("parts", RUNGS, ids=" ".join)
 
 

@@ -45,7 +45,9 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, seen, scale=q.shape[-1] ** power)
 
 
-def block(self: gpt.Block, x: Tensor, onto: tuple[int, int] = (1, 1), post: bool = False) -> Tensor:
+def block(
+    self: gpt.Block, x: Tensor, _: None, onto: tuple[int, int] = (1, 1), post: bool = False
+) -> Tensor:
     """Add each branch to ``onto`` times the stream; post-norm normalises the stream itself."""
     if post:
         x = self.ln_1(onto[0] * x + self.attn(x))
