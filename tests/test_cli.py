@@ -68,18 +68,6 @@ def test_predict_prints_text_alone(fit: Run, run: Run, text: str, tmp_path: Path
     assert run("predict", "--max_new_tokens=20", "--seed=7").out != outcome.out
 
 
-def test_predict_begins_with_the_prompt(fit: Run, run: Run) -> None:
-    fit()
-    outcome = run("predict", "--prompt=The ", "--max_new_tokens=5", "--num_samples=3")
-    assert outcome.out.count("The ") >= 3
-    assert len(outcome.out) == 3 * (4 + 5 + 2)
-    greedy = {
-        run("predict", "--temperature=0", f"--seed={seed}", "--max_new_tokens=9").out
-        for seed in (1, 2)
-    }
-    assert len(greedy) == 1
-
-
 def test_predict_takes_the_newest_run_by_number(fit: Run, run: Run, tmp_path: Path) -> None:
     fit()
     logs = tmp_path / "lightning_logs"
@@ -182,30 +170,6 @@ def test_a_mistake_gets_one_line(fit: Run, tmp_path: Path, options: list[str], s
     assert is_one_line(outcome.err), outcome.err
     assert says in outcome.err
     assert not (tmp_path / "lightning_logs").exists()
-
-
-PREDICT_MISTAKES = [
-    (["--temperature=-1"], "temperature"),
-    (["--temperature=nan"], "temperature"),
-    (["--temperature=warm"], "temperature"),
-    (["--top_k=0"], "top_k"),
-    (["--num_samples=0"], "num_samples"),
-    (["--max_new_tokens=-5"], "max_new_tokens"),
-    (["--prompt=Thé"], "'é' at position 2"),
-    (["--promt=The"], "--prompt"),
-    (["--ckpt_path=missing.ckpt"], "missing.ckpt"),
-    (["--ckpt_path=text.txt"], "not a checkpoint"),
-]
-
-
-def test_predict_mistakes_get_one_line(fit: Run, run: Run) -> None:
-    fit("--trainer.max_steps=1")
-    for options, says in PREDICT_MISTAKES:
-        outcome = run("predict", *options)
-        assert outcome.code == 2, options
-        assert is_one_line(outcome.err), outcome.err
-        assert says in outcome.err
-        assert outcome.out == ""
 
 
 @pytest.mark.parametrize("command", ["predict", "validate"])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from copy import deepcopy
 from itertools import accumulate, chain, count, pairwise
 from typing import Any
 
@@ -98,15 +99,15 @@ def naive(
 
 @RULES
 @every_context
-@pytest.mark.parametrize("block_size", [1, 2, 5, 6])
+@pytest.mark.parametrize("block_size", [1, 5, 6])
 def test_the_plain_loop_is_its_rule_in_words(
     rule: SamplingRule, context: Context, block_size: int
 ) -> None:
     gpt = loud_gpt({**RAGGED, "block_size": block_size, "n_layer": 1})
-    numbers = [number.item() for number, _ in zip(chances(5, 1), range(12), strict=False)]
+    numbers = [number.item() for number, _ in zip(chances(5, 1), range(10), strict=False)]
     for length in {1, block_size, block_size + 1, 3 * block_size}:
         prompt = prompts(1, length)
-        drawn = run(gpt, prompt, 12, rule, context=context, cached=False)
+        drawn = run(gpt, prompt, 10, rule, context=context, cached=False)
         assert drawn[0].tolist() == naive(gpt, prompt[0].tolist(), numbers, rule, context)
 
 
@@ -176,7 +177,7 @@ def test_the_same_holds_for_prompts_of_any_length(context: Context) -> None:
 @pytest.mark.parametrize("name", ["gpt", "ragged", "sinusoidal", "mean", "bigram"])
 @every_context
 def test_the_same_holds_in_float32(name: str, context: Context) -> None:
-    model = loud_models(BLOCK)[name].float()
+    model = deepcopy(MODELS[name]).float()
     for batch, length in CASES[-2:]:
         assert largest_difference(*cached_and_plain(model, batch, length, context)) < 1e-4
 

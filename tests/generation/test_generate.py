@@ -40,19 +40,19 @@ def many(model: TextModel, *args: Any, **settings: Any) -> list[str]:
 # same seed, same text
 
 
-@pytest.mark.parametrize("group", [1, 2, 3, 64])
-@pytest.mark.parametrize("rule", [None, SamplingRule(0.7, 4, 0.9), SamplingRule(0.0)], ids=str)
+@pytest.mark.parametrize("group", [1, 3, 64])
+@pytest.mark.parametrize("rule", [SamplingRule(0.7, 4, 0.9), SamplingRule(0.0)], ids=str)
 def test_a_sample_is_the_same_in_any_company(
-    group: int, rule: SamplingRule | None, monkeypatch: pytest.MonkeyPatch
+    group: int, rule: SamplingRule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, settings = text_model(), {"max_new_tokens": 20, "rule": rule, "seed": 3}
     expected = many(model, 7, "abc", **settings)
     monkeypatch.setattr(module, "STREAMS_ON_A_CPU", group)
-    for n in (1, 4, 7):
+    for n in (4, 7):
         assert many(model, n, "abc", **settings) == expected[:n]
     assert one(model, "abc", **settings) == expected[0]
     assert all(len(sample) == 20 for sample in expected)
-    assert len(set(expected)) == (1 if rule and rule.temperature == 0 else 7)
+    assert len(set(expected)) == (1 if rule.temperature == 0 else 7)
 
 
 def test_another_seed_gives_another_text() -> None:

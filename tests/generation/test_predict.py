@@ -74,8 +74,9 @@ def test_stdout_is_the_librarys_text_and_stderr_says_where_from(sample: Run) -> 
 
 
 def test_by_default_500_characters_follow_a_line_break(sample: Run) -> None:
-    assert sample().out == text() + "\n"
-    assert len(text()) == 500
+    out = sample().out
+    assert out.startswith(text("", 20))
+    assert len(out) == 501
 
 
 @pytest.mark.parametrize(
@@ -101,8 +102,8 @@ def test_options_do_what_they_do_in_the_library(
 
 
 def test_greedy_needs_no_chance(sample: Run) -> None:
-    outs = {sample("--temperature=0", f"--seed={seed}").out for seed in range(3)}
-    assert len(outs) == 1
+    seeds = ("--seed=1", "--seed=2")
+    assert len({sample("--temperature=0", "--max_new_tokens=20", seed).out for seed in seeds}) == 1
 
 
 def test_samples_stand_apart_each_with_its_prompt(sample: Run) -> None:
@@ -249,9 +250,9 @@ def test_a_bar_shows_on_a_terminal_where_stdout_is_none(
 def test_each_line_is_a_prompt_until_the_input_ends(
     sample: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    type_in(monkeypatch, "abc\n\né🎭")
+    type_in(monkeypatch, " abc \n\né🎭")
     outcome = sample("--interactive", "--max_new_tokens=20", "--stop=dd", "--seed=5")
-    prompts = enumerate(["abc", "", "é🎭"], 5)
+    prompts = enumerate([" abc ", "", "é🎭"], 5)
     texts = [text(p, 20, seed=seed, stop=["dd"]).removeprefix(p) for seed, p in prompts]
     assert outcome.code == 0
     assert outcome.out == "".join(f"{continued}\n" for continued in texts)

@@ -105,11 +105,13 @@ def test_a_tiny_temperature_is_greedy_and_not_nan(
     assert probabilities([-1e4, 1e4, 3e4], rule) == [0, 0, 1]
 
 
-@pytest.mark.parametrize("scale", [1e4, 1e30])
+@pytest.mark.parametrize("scale", [1e4, 1e30, 1e35])
 @pytest.mark.parametrize("top_p", [None, 0.9])
 def test_huge_logits_do_not_overflow(scale: float, top_p: float | None) -> None:
     logits = [scale * logit for logit in LOGITS]
-    assert probabilities(logits, SamplingRule(top_p=top_p)) == [0, 0, 0, 1, 0]
+    for temperature in (1.0, 1e-5):
+        rule = SamplingRule(temperature, top_p=top_p)
+        assert probabilities(logits, rule) == [0, 0, 0, 1, 0]
 
 
 def test_greedy_takes_one_of_equals() -> None:

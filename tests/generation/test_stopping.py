@@ -11,7 +11,7 @@ from nanogpt.generation.stopping import Stops
 TEXT = st.text("ab", max_size=20)
 STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
 PIECES = st.lists(st.text("ab", max_size=5), max_size=8)
-hypothesis_settings = settings(derandomize=True, deadline=None, max_examples=300)
+hypothesis_settings = settings(derandomize=True, deadline=None, max_examples=200)
 
 
 def ends_before(text: str, stops: list[str]) -> tuple[str, bool]:
