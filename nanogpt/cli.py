@@ -35,10 +35,7 @@ Curves of all runs:   tensorboard --logdir lightning_logs
 
 def main(argv: list[str]) -> int:
     """Run one command line; return the exit code: 0, or 2 for a user's mistake."""
-    on_odd = {sys.stdin: "surrogateescape", sys.stdout: "strict", sys.stderr: "backslashreplace"}
-    for stream, errors in on_odd.items():
-        if isinstance(stream, io.TextIOWrapper):  # any text can come in and out, also on Windows
-            stream.reconfigure(encoding="utf-8", errors=errors)
+    prepare_streams()
     try:
         return dispatch(argv)
     except UserError as error:
@@ -59,6 +56,17 @@ def main(argv: list[str]) -> int:
         return fail(
             f"{error.strerror}{f' at {error.filename}' if error.filename else ''}: {way_out}"
         )
+
+
+def prepare_streams() -> None:
+    """Let any text come in and go out, also on Windows, and also where a stream is closed."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by >&-
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115, PTH123
+    on_odd = {sys.stdin: "surrogateescape", sys.stdout: "strict", sys.stderr: "backslashreplace"}
+    for stream, errors in on_odd.items():
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 def dispatch(argv: list[str]) -> int:

@@ -16,25 +16,23 @@ FILES = [ROOT / "cli.py", *MODULES]
 
 # What each room, or single module, may import of the others.
 MAY_IMPORT: dict[str, set[str]] = {
+    "atomic": set(),
     "errors": set(),
     "hardware": set(),
     "notices": set(),
     "parsing": set(),
     "runs": {"errors"},
     "models": {"errors"},
-    "text": {"errors", "notices"},
-    "generation": {"errors", "hardware", "notices", "parsing", "runs", "models", "text"},
-    "insight": {
-        *("errors", "hardware", "notices", "parsing", "runs"),
-        *("models", "text", "generation"),
-    },
+    "text": {"atomic", "errors", "notices"},
+    "generation": {"atomic", "errors", "hardware", "notices", "parsing", "runs", "models", "text"},
     "cli": {"errors", "notices", "runs", "generation", "insight", "training"},
 }
+MAY_IMPORT["insight"] = MAY_IMPORT["generation"] | {"generation"}
 MAY_IMPORT["training"] = MAY_IMPORT.keys() - {"cli"}
 FILES_OF: dict[str, list[Path]] = {room: [] for room in MAY_IMPORT}
 for path in MODULES:
     FILES_OF.setdefault(path.relative_to(PACKAGE).with_suffix("").parts[0], []).append(path)
-LIGHT = ("errors", "hardware", "notices", "parsing", "runs", "cli")  # help needs no torch
+LIGHT = ("atomic", "errors", "hardware", "notices", "parsing", "runs", "cli")  # help needs no torch
 
 IMPORT_ALONE = """
 import importlib, json, pkgutil, sys

@@ -183,3 +183,11 @@ def test_without_a_run_the_way_to_one_is_shown(run: Run, command: str) -> None:
 def test_an_unknown_command_gets_the_nearest(run: Run) -> None:
     assert "did you mean predict?" in run("predcit").err
     assert run().code == 0
+
+
+def test_a_closed_stdin_holds_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as after <&-
+    outcome = run("score", "--text=-")
+    assert outcome.code == 2
+    assert "is empty" in outcome.err
+    sys.stdin.close()

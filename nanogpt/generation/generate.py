@@ -126,9 +126,10 @@ def sample_text(model: Bigram | GPT, tokenizer: Tokenizer, max_new_tokens: int, 
     """Return one sample; global random state and the model's mode are left as they were."""
     training = model.training
     model.eval()
-    pieces = list(generate(TextModel(model, tokenizer), "", max_new_tokens, seed=seed))
-    model.train(training)
-    return "".join(pieces)
+    try:
+        return "".join(generate(TextModel(model, tokenizer), "", max_new_tokens, seed=seed))
+    finally:
+        model.train(training)
 
 
 def start_ids(tokenizer: Tokenizer, prompt: str) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from nanogpt.atomic import write_atomically
 from nanogpt.generation.generate import TextModel, generate_many
 from nanogpt.insight.attention_maps import SENTENCE, attention_maps
 from nanogpt.insight.card import Card
@@ -73,11 +74,8 @@ def write(finished: Finished, facts: Mapping[str, str], settings: Mapping[str, A
         copied_held_out=copied(held_out, train_text),
         settings=settings,
     )
-    partial = run.folder / "card.md.partial"
-    partial.write_text(card.markdown(), encoding="utf-8", errors="replace")
-    partial.replace(run.folder / "card.md")
-    sentence = fitting_sentence(finished)
-    log_to_tensorboard(finished, by_position, sentence)
+    write_atomically(run.folder / "card.md", card.markdown().encode(errors="replace"))
+    log_to_tensorboard(finished, by_position, fitting_sentence(finished))
 
 
 def spread(text: str) -> list[str]:

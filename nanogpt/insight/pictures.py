@@ -1,5 +1,6 @@
 """Pictures of a run: its curves, its attention, the ladder. Importing this takes half a second."""
 
+import io
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from nanogpt.atomic import write_atomically
 from nanogpt.insight.context import binned
 from nanogpt.insight.ngrams import NGram
 from nanogpt.insight.reference import Losses, best
@@ -93,11 +95,11 @@ def ladder_picture(
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture beside its target, and give it its name when it is whole."""
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    """Write a picture, whole or not at all."""
+    content = io.BytesIO()
     with missing_glyphs():
-        figure.savefig(partial, dpi=120)
-    partial.replace(path)
+        figure.savefig(content, dpi=120)
+    write_atomically(path, content.getbuffer())
 
 
 @contextmanager

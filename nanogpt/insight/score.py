@@ -4,17 +4,17 @@ import io
 import math
 import os
 import sys
-import tempfile
 from argparse import ArgumentError
 from pathlib import Path
 
-import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
+from nanogpt.atomic import write_atomically
 from nanogpt.errors import UserError
 from nanogpt.generation.generate import start_ids
 from nanogpt.generation.loading import load_model
+from nanogpt.hardware import best_device
 from nanogpt.insight.characters import one_line, visible
 from nanogpt.insight.page import MARK, Summary, page
 from nanogpt.insight.surprisal import Surprisal, surprisal
@@ -78,7 +78,8 @@ def score(
     print(report(summary, content, places, scored.nats), flush=True)
     if target:
         shown = tokenizer.decode(ids[:SHOWN])
-        write_page(target, page(summary, notes, shown, *lists(scored), tokenizer.vocabulary))
+        content = page(summary, notes, shown, *lists(scored), tokenizer.vocabulary)
+        write_atomically(target, content.encode())
         print(target, file=sys.stderr)
 
 
@@ -88,8 +89,7 @@ def finite_surprisal(model: nn.Module, tokenizer: Tokenizer, ids: Tensor, k: int
     Raises:
         UserError: if the model's weights give no numbers.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    scored = surprisal(model.to(device), int(start_ids(tokenizer, "")[0, 0]), ids, k)
+    scored = surprisal(model.to(best_device()), int(start_ids(tokenizer, "")[0, 0]), ids, k)
     if not bool(scored.nats.isfinite().all()):
         raise UserError(
             "the model gives probabilities that are no numbers, so its training went astray; "
@@ -180,21 +180,3 @@ def is_ours(path: Path) -> bool:
             return MARK.encode() in file.read(1000)
     except OSError:
         return False
-
-
-def write_page(path: Path, content: str) -> None:
-    """Write a page under its name, or not at all.
-
-    Raises:
-        OSError: if it cannot be written; ``filename`` is the target's.
-    """
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            partial = Path(folder) / path.name
-            with partial.open("wb") as file:
-                file.write(content.encode())
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -4,13 +4,13 @@ import hashlib
 import os
 import queue
 import socket
-import tempfile
 import threading
 import time
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from nanogpt.atomic import write_atomically
 from nanogpt.errors import UserError
 from nanogpt.text.files import decode_text, read_file
 
@@ -143,10 +143,7 @@ def download(target: Path) -> str | None:
         return answer
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            partial = Path(folder) / target.name
-            partial.write_bytes(answer)
-            partial.replace(target)
+        write_atomically(target, answer)
     except OSError as error:
         return f"{target.parent} cannot be written: {error.strerror}"
     return None

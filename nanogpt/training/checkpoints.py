@@ -1,13 +1,14 @@
 """Checkpoint files: which are kept, and how they are written."""
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from nanogpt.atomic import write_atomically
 
 
 def best_and_last() -> list[ModelCheckpoint]:
@@ -36,13 +37,4 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()  # torch would turn an OSError into a RuntimeError without a cause
         torch.save(checkpoint, content)
-        partial = target.with_name(f"{target.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(target)) from error
+        write_atomically(target, content.getbuffer())

@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from nanogpt.atomic import write_atomically
 from nanogpt.errors import UserError
 from nanogpt.insight import provenance
 from nanogpt.insight.card import table
@@ -211,7 +212,7 @@ def conclude(results: list[Result], folder: Path, seconds: float, options: list[
         f"{provenance.machine(results[0].device)}; {provenance.versions()}; "
         f"{provenance.git_state()}; {date.today()}.",
     ]
-    (folder / "ladder.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
+    write_atomically(folder / "ladder.md", ("\n\n".join(page) + "\n").encode())
     print(
         f"{seconds:.0f} s in all\n"
         f"table        {folder / 'ladder.md'}\n"
