@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nanogpt.hardware import best_device, fast_bf16
+from nanogpt import hardware
+from nanogpt.hardware import best_device, fast_bf16, keep_memory
 
 
 @pytest.mark.parametrize(("cuda", "expected"), [(True, "cuda"), (False, "cpu")])
@@ -42,3 +43,19 @@ def test_bf16_is_fast_where_the_device_itself_has_units_for_it(
 def test_no_gpu_is_asked_about_another_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cuda, "get_device_capability")
     assert isinstance(fast_bf16(device), bool)
+
+
+@pytest.mark.parametrize("platform", ["win32", "darwin"])
+def test_other_systems_have_no_mallopt(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware.sys, "platform", platform)
+    monkeypatch.delattr(hardware.ctypes, "CDLL")
+    keep_memory()
+
+
+def test_a_libc_without_mallopt_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_libc(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(hardware.sys, "platform", "linux")
+    monkeypatch.setattr(hardware.ctypes, "CDLL", no_libc)
+    keep_memory()

@@ -1,13 +1,17 @@
 """Decoding: from a prompt, one character after the other."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from nanogpt.generation.graphs import CUDARecorder, GraphedStep, Step
 from nanogpt.generation.sampling import SamplingRule, draw, next_probabilities
+from nanogpt.generation.weights import cache_dtype
 from nanogpt.models import GPT, Bigram
+from nanogpt.models.cache import Cache
 
 Context = Literal["refill", "exact"]
 
@@ -45,15 +49,25 @@ def decode(
     """
     block_size = model.block_size
     kept = block_size if context == "exact" else max(block_size // 2, 1)
-    cache = model.new_cache() if cached else None
+    cache = model.new_cache(cache_dtype(model)) if cached else None
+    step: Step = partial(next_ids, model, rule, cache)
+    if cache is not None and prompt.device.type == "cuda":
+        step = GraphedStep(step, cache, CUDARecorder())
     window = prompt[:, -block_size:].long()
     for _ in range(max_new_tokens):
         if window.shape[1] > block_size:
             window = window[:, -kept:]
             if cache is not None:
-                cache.clear()
+                cache.set_length(0)
         known = 0 if cache is None else cache.length
-        logits = model(window[:, known:], cache)[:, -1].float()  # (B, V)
-        drawn = draw(next_probabilities(logits, rule), next(numbers))  # (B)
+        drawn = step(window[:, known:], next(numbers))  # (B)
         window = torch.cat([window, drawn[:, None]], dim=1)  # (B, T + 1)
         yield drawn
+
+
+def next_ids(
+    model: Bigram | GPT, rule: SamplingRule, cache: Cache | None, ids: Tensor, chance: Tensor
+) -> Tensor:
+    """Draw the next ids, (B,), after new ids (B, T) and what the cache holds, by chance (B,)."""
+    logits = model(ids, cache)[:, -1].float()  # (B, V)
+    return draw(next_probabilities(logits, rule), chance)

@@ -14,6 +14,7 @@ from nanogpt.generation.generate import TextModel, generate, generate_many, load
 from nanogpt.generation.sampling import SamplingRule
 from nanogpt.generation.stopping import Stops
 from nanogpt.generation.weights import Weights
+from nanogpt.hardware import keep_memory
 from nanogpt.notices import notice
 from nanogpt.parsing import explain
 from nanogpt.runs import find_checkpoint
@@ -90,6 +91,7 @@ def predict(
     if prompt_file is not None:
         prompt = read_text(prompt_file, encoding, "the prompt", "--prompt_file")[1]
     checkpoint = find_checkpoint(ckpt_path)
+    keep_memory()
     model = load(str(checkpoint), weights)
     prompt = known(prompt, model.tokenizer, on_unknown)
     given: dict[str, Any] = {"rule": rule, "stop": stops, "context": context}

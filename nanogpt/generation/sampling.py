@@ -57,7 +57,7 @@ def next_probabilities(logits: Tensor, rule: SamplingRule) -> Tensor:
     ``top_p``. A ``top_k`` of at least V keeps all.
     """
     if rule.temperature < GREEDY_BELOW:
-        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     if rule.top_k is not None and rule.top_k < logits.shape[-1]:
         kth = logits.topk(rule.top_k).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < kth, -torch.inf)

@@ -41,6 +41,16 @@ def set_weights(model: Model, weights: Weights, device: str) -> Model:
     return model.to(device, torch.bfloat16 if weights == "bf16" else None)
 
 
+def cache_dtype(model: nn.Module) -> torch.dtype | None:
+    """Return the dtype to keep a model's keys and values in; None is that of its weights.
+
+    Beside int8 weights they are bfloat16, where a CPU has units for it: attention over a cache
+    takes as long as reading it.
+    """
+    int8 = any(isinstance(module, Int8Linear) for module in model.modules())
+    return torch.bfloat16 if int8 and torch.cpu._is_avx512_bf16_supported() else None
+
+
 def int8_engine(device: str) -> str:
     """Return the name of PyTorch's fastest library for quantised linears on a device.
 

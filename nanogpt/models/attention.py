@@ -20,13 +20,16 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
     """Return ``dropout(softmax(q kᵀ / sqrt(hs), masked to the past)) v``.
 
     Shapes: q (B, nh, T, hs), k and v (B, nh, S, hs) with S at least T: the queries are those of
-    the last T positions; with dropout S must be T. Source: Vaswani et al. (2017), section 3.2.1.
+    the last T positions; with dropout S must be T. Where k and v are of another dtype, as in a
+    cache of half precision, it is computed in theirs. Source: Vaswani et al. (2017), section 3.2.1.
     PyTorch's fused attention does the work, save for dropout on a CPU, where it has no fused
     path: there the weights are made, dropped and used chunk by chunk, and made again for the
     backward pass.
     """
     if dropout > 0 and q.device.type == "cpu":
         return _CPUAttentionWithDropout.apply(q, k, v, dropout)
+    if q.dtype != k.dtype:
+        return causal_attention(q.to(k.dtype), k, v).to(q.dtype)
     T, S = q.shape[2], k.shape[2]
     if T == S:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)

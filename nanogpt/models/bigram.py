@@ -1,5 +1,6 @@
 """The bigram: the smallest language model, and the first rung of the story."""
 
+import torch
 from torch import Tensor, nn
 
 from nanogpt.models.cache import Cache
@@ -24,8 +25,8 @@ class Bigram(nn.Module):
         self.vocab_size, self.block_size = vocab_size, block_size
         self.table = nn.Embedding(vocab_size, vocab_size)
 
-    def new_cache(self) -> Cache:
-        """Return an empty cache for ``forward``."""
+    def new_cache(self, dtype: torch.dtype | None = None) -> Cache:
+        """Return an empty cache for ``forward``; it will hold nothing, of whatever dtype."""
         return Cache(self.block_size, n_layer=1)
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 Axes: B batch, nh heads, T time, hs head size; S is all of the time so far.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -11,20 +12,22 @@ class LayerCache:
 
     Args:
         size: most positions that it can hold: the model's ``block_size``.
+        dtype: to hold them in; None takes that of the first ones.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size, self.length = size, 0
+    def __init__(self, size: int, dtype: torch.dtype | None = None) -> None:
+        self.size, self.dtype, self.length = size, dtype, 0
+        self.room: Tensor | None = None
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of new positions, (B, nh, T, hs); return all, (B, nh, S, hs)."""
-        begin, self.length = self.length, self.length + k.shape[2]
-        if not hasattr(self, "keys"):
-            room = (*k.shape[:2], self.size, k.shape[3])
-            self.keys, self.values = k.new_empty(room), v.new_empty(room)
-        self.keys[:, :, begin : self.length] = k
-        self.values[:, :, begin : self.length] = v
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+    def append(self, kv: Tensor) -> tuple[Tensor, ...]:
+        """Add keys and values of new positions, (2, B, nh, T, hs); return all, (B, nh, S, hs)."""
+        begin, self.length = self.length, self.length + kv.shape[3]
+        if self.room is None:
+            room = (*kv.shape[:3], self.size, kv.shape[4])
+            self.room = kv.new_empty(room, dtype=self.dtype)
+        assert kv.shape[1] == self.room.shape[1], "a cache belongs to one batch"
+        self.room[:, :, :, begin : self.length] = kv
+        return self.room[:, :, :, : self.length].unbind()
 
 
 class Cache:
@@ -33,17 +36,18 @@ class Cache:
     Args:
         size: most positions that it can hold: the model's ``block_size``.
         n_layer: layers of the model.
+        dtype: to hold keys and values in; None takes that of the model.
     """
 
-    def __init__(self, size: int, n_layer: int) -> None:
-        self.layers = [LayerCache(size) for _ in range(n_layer)]
+    def __init__(self, size: int, n_layer: int, dtype: torch.dtype | None = None) -> None:
+        self.layers = [LayerCache(size, dtype) for _ in range(n_layer)]
 
     @property
     def length(self) -> int:
         """Positions that it holds."""
         return self.layers[0].length
 
-    def clear(self) -> None:
-        """Forget all, and keep the room."""
+    def set_length(self, length: int) -> None:
+        """Hold so many of the positions that have been written; with 0 forget all of them."""
         for layer in self.layers:
-            layer.length = 0
+            layer.length = length

@@ -31,17 +31,18 @@ class CausalSelfAttention(nn.Module):
         self.projection = nn.Linear(n_head * head_size, n_embd)
         self.dropout = Dropout(dropout)
 
-    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Map (B, T, C) to queries, keys and values, (B, nh, T, hs) each."""
+    def heads(self, x: Tensor) -> Tensor:
+        """Map (B, T, C) to queries, keys and values, (3, B, nh, T, hs)."""
         B, T, _ = x.shape
         heads = self.query_key_value(x).view(B, T, 3, self.n_head, self.head_size)
-        return heads.permute(2, 0, 3, 1, 4).unbind()
+        return heads.permute(2, 0, 3, 1, 4)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, C) to (B, T, C); with a cache also look back at what it holds."""
-        q, k, v = self.heads(x)  # (B, nh, T, hs)
+        heads = self.heads(x)
+        q, k, v = heads.unbind()  # (B, nh, T, hs)
         if cache is not None:
-            k, v = cache.append(k, v)  # (B, nh, S, hs)
+            k, v = cache.append(heads[1:])  # (B, nh, S, hs)
         y = causal_attention(q, k, v, self.dropout.p if self.training else 0.0)  # (B, nh, T, hs)
         y = y.transpose(1, 2).flatten(2)  # (B, T, nh * hs): the heads side by side
         return self.dropout(self.projection(y))  # (B, T, C)
@@ -135,9 +136,9 @@ class GPT(nn.Module):
         if init == "normal":
             self.apply(init_normal)
 
-    def new_cache(self) -> Cache:
-        """Return an empty cache for ``forward``."""
-        return Cache(self.block_size, len(self.blocks))
+    def new_cache(self, dtype: torch.dtype | None = None) -> Cache:
+        """Return an empty cache for ``forward``, of the model's dtype or of another."""
+        return Cache(self.block_size, len(self.blocks), dtype)
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Map ids (B, T) to next-character logits (B, T, V).

@@ -43,7 +43,7 @@ class CausalMean(nn.Module):
         """Map (B, T, C) to (B, T, C)."""
         past = x
         if cache is not None:
-            past = cache.append(x[:, None], x[:, None])[1][:, 0]  # (B, S, C)
+            past = cache.append(x[None, :, None])[0][:, 0].to(x.dtype)  # (B, S, C)
         return mean_by_matrix(past)[:, -x.shape[1] :]
 
 

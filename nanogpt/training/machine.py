@@ -1,14 +1,12 @@
 """Settings that depend on the machine: precision, memory, and how long a run will take."""
 
-import ctypes
 import os
-import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from lightning.pytorch.profilers import PassThroughProfiler
 
-from nanogpt.hardware import fast_bf16
+from nanogpt.hardware import fast_bf16, keep_memory
 
 
 def device_type(accelerator: str) -> str:
@@ -24,7 +22,7 @@ def device_type(accelerator: str) -> str:
 
 def prepare() -> None:
     """Set what makes any run on this machine faster and changes nothing that matters."""
-    keep_freed_memory()
+    keep_memory()
     torch.set_float32_matmul_precision("high")  # TF32 on NVIDIA GPUs that have it
 
 
@@ -64,21 +62,3 @@ def use_few_threads(flop_per_step: float) -> None:
     """
     if flop_per_step < 1e9 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-
-
-def keep_freed_memory() -> None:
-    """Let the process keep the memory that it frees, instead of handing it back every step.
-
-    Activations are large blocks, for which glibc asks the system at each allocation; on a CPU,
-    faulting their pages in again cost a third of a gpt10m step. Only glibc has these switches
-    (``mallopt(3)``); elsewhere nothing happens.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another libc
-        return
-    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nanogpt.errors import UserError
 from nanogpt.generation import weights as module
-from nanogpt.generation.weights import Int8Linear, int8_engine, set_weights
+from nanogpt.generation.weights import Int8Linear, cache_dtype, int8_engine, set_weights
 from nanogpt.models import GPT, Bigram, Rung
 from nanogpt.models.ladder import PARTS
 from tests.models.oracles import loud
@@ -70,7 +70,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def by_steps(model: Any, ids: Tensor) -> Tensor:
-    cache = model.new_cache()
+    cache = model.new_cache(cache_dtype(model))
     return torch.cat([model(one, cache) for one in ids.split(1, dim=1)], dim=1)
 
 
@@ -117,12 +117,18 @@ def test_position_by_position_equals_the_whole(kind: Any) -> None:
     assert relative(by_steps(model, some_ids()), model(some_ids()).float()) < BOUNDS[kind]
 
 
+@pytest.mark.parametrize("units", [True, False])
 @KINDS
-def test_logits_and_caches_have_the_type_that_the_weights_ask_for(kind: Any) -> None:
+def test_logits_and_caches_have_the_type_that_the_weights_ask_for(
+    kind: Any, units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
     model = on_cpu(gpt(), kind)
-    cache, dtype = model.new_cache(), torch.bfloat16 if kind == "bf16" else torch.float32
+    cache = model.new_cache(cache_dtype(model))
+    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
     assert model(some_ids(), cache).dtype == dtype
-    assert {layer.keys.dtype for layer in cache.layers} == {dtype}
+    kept = torch.bfloat16 if kind == "int8" and units else dtype
+    assert {layer.room.dtype for layer in cache.layers} == {kept}
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
 
 

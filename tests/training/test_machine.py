@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from nanogpt.training import machine
 from nanogpt.training.machine import device_type, fast_precision, use_few_threads
 
 
@@ -97,19 +96,3 @@ def test_a_small_model_takes_one_thread_unless_the_user_chose(
         monkeypatch.setenv("OMP_NUM_THREADS", omp_num_threads)
     use_few_threads(flop_per_step)
     assert threads == expected
-
-
-@pytest.mark.parametrize("platform", ["win32", "darwin"])
-def test_other_systems_have_no_mallopt(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.sys, "platform", platform)
-    monkeypatch.delattr(machine.ctypes, "CDLL")
-    machine.keep_freed_memory()
-
-
-def test_a_libc_without_mallopt_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_libc(name: str) -> None:
-        raise OSError(f"{name}: cannot open shared object file")
-
-    monkeypatch.setattr(machine.sys, "platform", "linux")
-    monkeypatch.setattr(machine.ctypes, "CDLL", no_libc)
-    machine.keep_freed_memory()
