@@ -1,28 +1,35 @@
 """Characters per second of sampling from gpt10m, ours beside the plain loop, in one process.
 
-python benchmarks/sampling.py [--batches 1,64,256] [--characters 10000] [--steps 20]
+python benchmarks/sampling.py [--batches 1,64,256] [--characters 10000] [--steps 20] [--json FILE]
 
 All start from a full window. ``plain`` is the plain loop over our model: the whole window again
 for each character. ``reference`` does the same as the reference does: one module for each head, a
 draw from the global generator, the context cropped from all ids so far. ``ours`` is what `predict`
-does: a cache, refilled once per half window. The model is untrained; speed does not know.
+does: a cache, refilled once per half window, and its settings of memory. Those are a process's, so
+each loop is timed in one of its own. The model is untrained; speed does not know.
 """
 
 import argparse
+import json
+import math
 import platform
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanogpt.generation.decoding import decode
+from nanogpt.generation.decoding import Context, decode
 from nanogpt.generation.generate import STREAMS, STREAMS_ON_A_CPU
 from nanogpt.generation.sampling import SamplingRule, chances
 from nanogpt.generation.weights import set_weights
-from nanogpt.hardware import best_device
+from nanogpt.hardware import best_device, keep_memory
 from nanogpt.insight import provenance
 from nanogpt.models import GPT
 
@@ -80,12 +87,31 @@ def speed(loop: Iterator[Tensor], steps: int, batch: int, longest: float) -> flo
     return done * batch / (time.perf_counter() - begin)
 
 
-def ours(model: GPT, prompt: Tensor, characters: int) -> float:
-    """Return characters per second of the cached loop, in groups as `predict` makes them."""
-    batch, device = len(prompt), prompt.device
-    size = min(batch, STREAMS_ON_A_CPU if device.type == "cpu" else STREAMS)
-    loop = decode(model, prompt[:size], 10**9, SamplingRule(), chances(1, size, device=device))
-    return speed(loop, max(characters // size, 128), size, float("inf"))
+def measure(kind: str, batch: int, device: str, options: argparse.Namespace) -> float:
+    """Return characters per second of one kind of loop, in a fresh process."""
+    if kind == "reference":
+        model = gpt10m()
+        for block in model.blocks:
+            block.attn = HeadByHead(block.attn, 256)
+        prompt = torch.randint(65, (batch, 256), device=device)
+        return speed(reference_loop(model.to(device), prompt), options.steps, batch, LONGEST)
+    if kind == "plain":
+        model, cached, steps, longest = gpt10m().to(device), False, options.steps, LONGEST
+    else:  # in groups as `predict` makes them
+        keep_memory()
+        batch = min(batch, STREAMS_ON_A_CPU if device == "cpu" else STREAMS)
+        model, cached, longest = set_weights(gpt10m(), kind, device), True, math.inf
+        steps = max(options.characters // batch, 128)
+    prompt, numbers = torch.randint(65, (batch, 256), device=device), chances(1, batch, 0, device)
+    context: Context = "refill" if cached else "exact"
+    loop = decode(model, prompt, 10**9, SamplingRule(), numbers, context, cached)
+    return speed(loop, steps, batch, longest)
+
+
+def apart(*arguments: Any) -> float:
+    """Call ``measure`` in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
 
 
 def main() -> None:
@@ -94,29 +120,30 @@ def main() -> None:
     parser.add_argument("--batches", default="1,64,256")
     parser.add_argument("--characters", type=int, default=10_000, help="for ours")
     parser.add_argument("--steps", type=int, default=20, help="for the loops of whole windows")
+    parser.add_argument("--json", type=Path, help="a file to write the figures to")
     options = parser.parse_args()
     device = best_device()
-    print(f"{provenance.machine(torch.device(device))}; {provenance.versions()}")
-    print(f"{provenance.git_state()}; {platform.platform()}; {time.strftime('%Y-%m-%d')}\n")
+    machine = f"{provenance.machine(torch.device(device))}; {provenance.versions()}"
+    code = f"{provenance.git_state()}; {platform.platform()}; {time.strftime('%Y-%m-%d')}"
+    print(f"{machine}\n{code}\n")
     kinds = ["fp32", "int8"] if device == "cpu" else ["fp32", "bf16"]
-    models = {kind: set_weights(gpt10m(), kind, device) for kind in kinds}
-    lecture = gpt10m().to(device)
-    for block in lecture.blocks:
-        block.attn = HeadByHead(block.attn, 256).to(device)
     print("characters per second, and how many times the plain loop's at the same batch")
     print("batch      plain  reference" + "".join(f"{'ours, ' + kind:>19}" for kind in kinds))
+    figures: dict[int, dict[str, float]] = {}
     for batch in map(int, options.batches.split(",")):
-        prompt = torch.randint(65, (batch, 256), device=device)
-        numbers = chances(1, batch, device=device)
-        rule = SamplingRule()
-        loop = decode(models["fp32"], prompt, 10**9, rule, numbers, "exact", cached=False)
-        plain = speed(loop, options.steps, batch, LONGEST)
-        reference = speed(reference_loop(lecture, prompt), options.steps, batch, LONGEST)
-        cells = "".join(
-            f"{(s := ours(models[k], prompt, options.characters)):>11,.0f}{s / plain:>7.1f}x"
-            for k in kinds
-        )
-        print(f"{batch:5d} {plain:10,.1f} {reference:10,.1f}{cells}", flush=True)
+        row = figures[batch] = {}
+        print(f"{batch:5d}", end="", flush=True)
+        for kind in ["plain", "reference", *kinds]:
+            row[kind] = apart(kind, batch, device, options)
+            if kind in kinds:
+                cell = f"{row[kind]:11,.0f}{row[kind] / row['plain']:7.1f}x"
+            else:
+                cell = f"{row[kind]:11,.1f}"
+            print(cell, end="", flush=True)
+        print()
+    if options.json:
+        content = {"machine": machine, "code": code, "characters_per_second": figures}
+        options.json.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Decoding: from a prompt, one character after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nanogpt.generation.graphs import CUDARecorder, GraphedStep, Step
 from nanogpt.generation.sampling import SamplingRule, draw, next_probabilities
+from nanogpt.generation.traced import TracedModel, worth_tracing
 from nanogpt.generation.weights import cache_dtype
 from nanogpt.models import GPT, Bigram
 from nanogpt.models.cache import Cache
@@ -50,7 +51,10 @@ def decode(
     block_size = model.block_size
     kept = block_size if context == "exact" else max(block_size // 2, 1)
     cache = model.new_cache(cache_dtype(model)) if cached else None
-    step: Step = partial(next_ids, model, rule, cache)
+    run: Callable[..., Tensor] = model
+    if cache is not None and worth_tracing(model, prompt, max_new_tokens):
+        run = TracedModel(model, cache, len(prompt))
+    step: Step = partial(next_ids, run, rule, cache)
     if cache is not None and prompt.device.type == "cuda":
         step = GraphedStep(step, cache, CUDARecorder())
     window = prompt[:, -block_size:].long()
@@ -66,7 +70,11 @@ def decode(
 
 
 def next_ids(
-    model: Bigram | GPT, rule: SamplingRule, cache: Cache | None, ids: Tensor, chance: Tensor
+    model: Callable[..., Tensor],
+    rule: SamplingRule,
+    cache: Cache | None,
+    ids: Tensor,
+    chance: Tensor,
 ) -> Tensor:
     """Draw the next ids, (B,), after new ids (B, T) and what the cache holds, by chance (B,)."""
     logits = model(ids, cache)[:, -1].float()  # (B, V)

@@ -26,8 +26,8 @@ class LayerCache:
             room = (*kv.shape[:3], self.size, kv.shape[4])
             self.room = kv.new_empty(room, dtype=self.dtype)
         assert kv.shape[1] == self.room.shape[1], "a cache belongs to one batch"
-        self.room[:, :, :, begin : self.length] = kv
-        return self.room[:, :, :, : self.length].unbind()
+        self.room.narrow(3, begin, kv.shape[3]).copy_(kv)
+        return self.room.narrow(3, 0, self.length).unbind()
 
 
 class Cache:

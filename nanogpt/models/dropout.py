@@ -49,6 +49,8 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Zero each element with probability ``p`` in training, and rescale the others."""
-        if self.training and self.p > 0 and input.device.type == "cpu":
+        if not self.training or self.p == 0:
+            return input
+        if input.device.type == "cpu":
             return _CPUDropout.apply(input, self.p)
-        return F.dropout(input, self.p, self.training)
+        return F.dropout(input, self.p)
