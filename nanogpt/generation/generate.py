@@ -105,14 +105,20 @@ def generate_many(
         n = min(at_a_time, num_samples - first)
         numbers = chances(seed, n, first, start.device)
         watched, steps = [Stops(stop) for _ in range(n)], list[Tensor]()
-        for drawn in decode(model, start.expand(n, -1), max_new_tokens, rule, numbers, context):
-            steps.append(drawn)
-            on_step(n)
-            if stop and grow(watched, tokenizer.decode(drawn)):
-                break
+        stopped: KeyboardInterrupt | None = None
+        try:
+            for drawn in decode(model, start.expand(n, -1), max_new_tokens, rule, numbers, context):
+                steps.append(drawn)
+                on_step(n)
+                if stop and grow(watched, tokenizer.decode(drawn)):
+                    break
+        except KeyboardInterrupt as error:  # what has been drawn is not lost
+            stopped = error
         for row in torch.stack(steps, dim=1) if steps else start.new_empty(n, 0):
             stops = Stops(stop)
             yield stops.feed(tokenizer.decode(row)) + stops.rest()
+        if stopped:
+            raise stopped
 
 
 def grow(watched: Sequence[Stops], characters: str) -> bool:

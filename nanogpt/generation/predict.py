@@ -74,7 +74,8 @@ def predict(
             again from the last half whenever it is full, and is fast; ``exact`` always shows the
             last ``block_size`` characters, as the reference does, and computes all of them
             again for each one.
-        weights: ``fp32``, ``bf16``, ``int8`` (CPU only), or ``auto``: bf16 where it is fast.
+        weights: ``fp32``, ``bf16``, ``int8`` (CPU only; a sample may then depend on what is drawn
+            beside it), or ``auto``: bf16 where it is fast, else fp32.
         on_unknown: a character of the prompt that the model does not know is an ``error``, or
             left out: ``skip``.
         encoding: of the prompt file.
@@ -88,6 +89,7 @@ def predict(
         raise UserError("interactive takes its prompts from the terminal, one sample at a time")
     if prompt and prompt_file is not None:
         raise UserError("give the prompt by one of --prompt and --prompt_file, not by both")
+    announce_unused(rule, encoding if prompt_file is None else "utf-8")
     if prompt_file is not None:
         prompt = read_text(prompt_file, encoding, "the prompt", "--prompt_file")[1]
     checkpoint = find_checkpoint(ckpt_path)
@@ -123,6 +125,14 @@ def check(max_new_tokens: int, num_samples: int, seed: int) -> None:
             raise UserError(f"{name} must be at least 1, not {value}")
     if not 0 <= seed < 2**63:
         raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed}")
+
+
+def announce_unused(rule: SamplingRule, encoding: str) -> None:
+    """Say which settings are without effect: one that is ignored in silence misleads."""
+    if rule.greedy and (rule.top_k is not None or rule.top_p is not None):
+        notice("with temperature 0 top_k and top_p change nothing")
+    if encoding != "utf-8":
+        notice("encoding is that of a --prompt_file, and none was given")
 
 
 def known(prompt: str, tokenizer: Tokenizer, on_unknown: OnUnknown) -> str:

@@ -34,6 +34,11 @@ class SamplingRule:
     top_k: int | None = None
     top_p: float | None = None
 
+    @property
+    def greedy(self) -> bool:
+        """Whether it always takes the most likely character."""
+        return self.temperature < GREEDY_BELOW
+
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise UserError(
@@ -56,7 +61,7 @@ def next_probabilities(logits: Tensor, rule: SamplingRule) -> Tensor:
     With ties at the k-th place, all of the tied characters stay; likewise at the edge of
     ``top_p``. A ``top_k`` of at least V keeps all.
     """
-    if rule.temperature < GREEDY_BELOW:
+    if rule.greedy:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     if rule.top_k is not None and rule.top_k < logits.shape[-1]:
         kth = logits.topk(rule.top_k).values[:, -1:]  # (B, 1)

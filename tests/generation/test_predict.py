@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nanogpt.cli import main
+from nanogpt.generation import generate as generating
 from nanogpt.generation import predict
 from nanogpt.generation.generate import generate, generate_many, load
 from nanogpt.generation.loading import SETTINGS
@@ -211,6 +212,40 @@ def test_an_interrupt_keeps_the_samples_that_are_written(
     assert outcome.code == 130
     assert outcome.out == Path("new.txt").read_text() == "c\n\nd\n\ne\n\n"
     assert "Traceback" not in outcome.err
+
+
+def test_an_interrupt_keeps_what_is_drawn_of_a_group(
+    sample: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(model: Any, prompt: torch.Tensor, *_: Any) -> Iterator[torch.Tensor]:
+        yield from torch.tensor([[2, 3], [4, 5]])
+        interrupt()
+
+    monkeypatch.setattr(generating, "decode", decode)
+    outcome = sample("--num_samples=2")
+    assert outcome.code == 130
+    assert outcome.out == "ac\n\nbd\n\n"
+    assert outcome.err.splitlines()[-1] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--temperature=0", "--top_k=3"], "temperature 0 top_k and top_p change nothing"),
+        (["--temperature=0", "--top_p=0.5"], "temperature 0 top_k and top_p change nothing"),
+        (["--encoding=latin-1"], "encoding is that of a --prompt_file"),
+        (["--temperature=0"], None),
+        (["--top_k=3", "--encoding=utf-8"], None),
+    ],
+    ids=str,
+)
+def test_a_setting_that_changes_nothing_is_announced(
+    sample: Run, options: list[str], said: str | None
+) -> None:
+    outcome = sample("--max_new_tokens=1", *options)
+    assert outcome.code == 0
+    assert ("notice" in outcome.err) == (said is not None)
+    assert (said or "") in outcome.err
 
 
 @pytest.mark.parametrize("how", ["generate", "generate_many"])
