@@ -1,0 +1,234 @@
+"""The loops that benchmarks/train.py compares, and how they take turns."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from textbook import Sizes, Training
+from torch import Tensor
+
+from nanogpt.text.windows import Windows, gather, training_batches
+from nanogpt.training import cli
+from nanogpt.training.module import mean_loss
+from nanogpt.training.optimizer import adamw
+
+WARM_UP = 0.5  # seconds that a loop runs before it is timed, and at least one step
+MOST_STEPS = 200  # in a round
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass
+class Contender:
+    """One loop: how it takes a step, under which settings, and how long that took.
+
+    Args:
+        name: of the loop.
+        arithmetic: of its matrix products: fp32, tf32, bf16 or fp16.
+        step: takes one step; Lightning's own loop takes them itself.
+        threads: of the CPU, as this loop would have them in a process of its own.
+        matmul: what it says to ``torch.set_float32_matmul_precision``.
+    """
+
+    name: str
+    arithmetic: str
+    step: Callable[[], None]
+    threads: int
+    matmul: str
+    steps_per_round: int = 1
+    rounds: list[float] = field(default_factory=list)  # seconds per step
+    held: int = 0  # bytes of the GPU that it keeps between its rounds
+    peak_memory: int = 0  # bytes of the GPU, what the other loops keep not counted
+    failure: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds per step: the median of the rounds."""
+        return statistics.median(self.rounds)
+
+    def begin(self) -> None:
+        """Set what the loop wants set, and start its clock."""
+        torch.set_num_threads(self.threads)
+        torch.set_float32_matmul_precision(self.matmul)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        self._by_others = allocated() - self.held
+        self._begun = time.perf_counter()
+
+    def end(self, steps: int) -> float:
+        """Stop the clock; return seconds per step."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            peak = torch.cuda.max_memory_allocated() - self._by_others
+            self.peak_memory = max(self.peak_memory, peak)
+        return (time.perf_counter() - self._begun) / steps
+
+    def choose_steps(self, seconds_per_step: float, seconds: float) -> None:
+        """Let a round last so many seconds, but take at least one step and not too many."""
+        self.steps_per_round = max(1, min(MOST_STEPS, round(seconds / seconds_per_step)))
+
+    def warm_up(self, seconds: float) -> None:
+        """Run until it is warm, and see how many steps make a round."""
+        begun = time.perf_counter()
+        while True:
+            self.begin()
+            self.step()
+            last = self.end(1)
+            if time.perf_counter() - begun > WARM_UP:
+                break
+        self.choose_steps(last, seconds)
+
+    def take_round(self) -> None:
+        """Run and time one round."""
+        self.begin()
+        for _ in range(self.steps_per_round):
+            self.step()
+        self.rounds.append(self.end(self.steps_per_round))
+
+
+def allocated() -> int:
+    """Return the bytes in use on the GPU, if there is one."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+
+
+class Fit(cli.CLI):
+    """`fit` as it is shipped, save that its loader lets the others have their turn."""
+
+    turns: "Turns"
+
+    def before_fit(self) -> None:
+        """Put the turns between the loader and Lightning."""
+        super().before_fit()
+        loader, turns = self.datamodule.train_dataloader, self.turns
+        turns.cli = self
+        self.datamodule.train_dataloader = lambda: TurningLoader(loader(), turns)
+
+    def after_fit(self) -> None:
+        """Say nothing and leave no card: there is no result."""
+
+
+@dataclass
+class TurningLoader:
+    """A loader whose batches keep Lightning waiting while it is the others' turn."""
+
+    loader: object
+    turns: "Turns"
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.turns.around(iter(self.loader))
+
+
+@dataclass
+class Turns:
+    """Lets `fit` and the other loops of a config take turns.
+
+    Args:
+        sizes: of the config.
+        rounds: how often each has its turn.
+        seconds: for which a round should last.
+        longest: seconds after which no further round begins.
+    """
+
+    sizes: Sizes
+    rounds: int
+    seconds: float
+    longest: float
+    contenders: list[Contender] = field(default_factory=list)
+    cli: Fit = field(init=False)
+
+    def around(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Yield the batches of `fit`, and between its rounds run those of the others.
+
+        Lightning asks for a batch one step ahead: between two of its questions lies one step,
+        only not between the first two.
+        """
+        begun, at_first = time.perf_counter(), allocated()
+        threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
+        precision = self.cli.trainer.precision
+        fit = Contender("fit", self.arithmetic(precision), lambda: None, threads, matmul)
+        yield next(batches)
+        while True:
+            fit.begin()
+            yield next(batches)
+            last = fit.end(1)
+            if time.perf_counter() - begun > WARM_UP:
+                break
+        fit.choose_steps(last, self.seconds)
+        fit.held = allocated() - at_first
+        others = list(self.others(fit))
+        for _ in range(self.rounds):
+            for other in others:
+                attempt(other, other.take_round)
+            fit.begin()
+            for _ in range(fit.steps_per_round):
+                yield next(batches)
+            fit.rounds.append(fit.end(fit.steps_per_round))
+            if time.perf_counter() - begun > self.longest:
+                break
+        self.contenders = [*others, fit]
+        self.cli.trainer.should_stop = True
+
+    def others(self, fit: Contender) -> Iterator[Contender]:
+        """Make the other loops and warm them up, one after the other."""
+        device = self.cli.trainer.strategy.root_device.type
+        makers = [lambda: self.textbook(device), lambda: self.textbook(device, autocast=True)]
+        if device == "cuda" and self.sizes.architecture != "bigram":
+            makers.append(lambda: self.textbook(device, autocast=True, compiled=True))
+        for make in [*makers, lambda: self.bare(fit)]:
+            at_first = allocated()
+            contender = make()
+            attempt(contender, lambda: contender.warm_up(self.seconds))  # noqa: B023
+            contender.held = allocated() - at_first
+            yield contender
+
+    def textbook(self, device: str, autocast: bool = False, compiled: bool = False) -> Contender:
+        """Return the textbook's loop, under the settings that PyTorch comes with."""
+        training = Training(self.sizes, device, autocast, compiled)
+        name = "textbook" + autocast * ", bf16" + compiled * ", compiled"
+        return Contender(name, "bf16" if autocast else "fp32", training.step, THREADS, "highest")
+
+    def bare(self, fit: Contender) -> Contender:
+        """Return our model in a bare loop, in the precision and under the settings of `fit`."""
+        data, model, trainer = self.cli.datamodule, self.cli.model, self.cli.trainer
+        device, T = trainer.strategy.root_device, data.block_size
+        net = model.build(len(data.tokenizer.vocabulary)).to(device)
+        h = model.hparams
+        optimizer = adamw(
+            net.parameters(), h["learning_rate"], tuple(h["betas"]), h["weight_decay"], fused=True
+        )
+        ids = data.splits["train"].to(device)
+        batches = training_batches(data.seed, 0, data.batch_size, len(ids) - T)
+        half = HALF.get(str(trainer.precision))
+
+        def step() -> None:
+            inputs, targets = gather(ids, Windows(next(batches).to(device), T))
+            with torch.autocast(device.type, half) if half else nullcontext():
+                loss = mean_loss(net(inputs), targets)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+        return Contender("bare", fit.arithmetic, step, fit.threads, fit.matmul)
+
+    def arithmetic(self, precision: str) -> str:
+        """Return in what Lightning's precision multiplies matrices on this device."""
+        if precision in HALF:
+            return {"bf16-mixed": "bf16", "16-mixed": "fp16"}[precision]
+        on_cuda = self.cli.trainer.strategy.root_device.type == "cuda"
+        return "tf32" if on_cuda and torch.cuda.get_device_capability()[0] >= 8 else "fp32"
+
+
+def attempt(contender: Contender, act: Callable[[], None]) -> None:
+    """Do what a contender does, unless it has failed before; note if it fails now."""
+    if contender.failure:
+        return
+    try:
+        act()
+    except Exception as error:  # no compiler, no memory: the other loops have their figures
+        contender.failure = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+
+
+THREADS = torch.get_num_threads()  # before `fit` takes fewer for a small model
