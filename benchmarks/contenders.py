@@ -180,7 +180,7 @@ class Turns:
         for make in [*makers, lambda: self.bare(fit)]:
             at_first = allocated()
             contender = make()
-            attempt(contender, lambda: contender.warm_up(self.seconds))  # noqa: B023
+            attempt(contender, contender.warm_up, self.seconds)
             contender.held = allocated() - at_first
             yield contender
 
@@ -221,14 +221,15 @@ class Turns:
         return "tf32" if on_cuda and torch.cuda.get_device_capability()[0] >= 8 else "fp32"
 
 
-def attempt(contender: Contender, act: Callable[[], None]) -> None:
+def attempt(contender: Contender, act: Callable[..., None], *arguments: float) -> None:
     """Do what a contender does, unless it has failed before; note if it fails now."""
     if contender.failure:
         return
     try:
-        act()
+        act(*arguments)
     except Exception as error:  # no compiler, no memory: the other loops have their figures
-        contender.failure = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+        first, *_ = [*str(error).strip().splitlines(), ""]
+        contender.failure = f"{type(error).__name__}: {first}"
 
 
 THREADS = torch.get_num_threads()  # before `fit` takes fewer for a small model
