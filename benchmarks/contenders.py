@@ -37,8 +37,8 @@ class Contender:
     step: Callable[[], None]
     threads: int
     matmul: str
-    steps_per_round: int = 1
     rounds: list[float] = field(default_factory=list)  # seconds per step
+    timed_steps: int = 0
     held: int = 0  # bytes of the GPU that it keeps between its rounds
     peak_memory: int = 0  # bytes of the GPU, what the other loops keep not counted
     failure: str = ""
@@ -56,37 +56,32 @@ class Contender:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         self._by_others = allocated() - self.held
-        self._begun = time.perf_counter()
+        self._steps, self._begun = 0, time.perf_counter()
 
-    def end(self, steps: int) -> float:
-        """Stop the clock; return seconds per step."""
+    def another(self, seconds: float) -> bool:
+        """Whether one more step begins: always the first, and as many as do in these seconds."""
+        late = time.perf_counter() - self._begun >= seconds or self._steps >= MOST_STEPS
+        if self._steps and late:
+            return False
+        self._steps += 1
+        return True
+
+    def end(self, timed: bool = True) -> None:
+        """Stop the clock, and keep what it says unless the loop was only warming up."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             peak = torch.cuda.max_memory_allocated() - self._by_others
             self.peak_memory = max(self.peak_memory, peak)
-        return (time.perf_counter() - self._begun) / steps
+        if timed:
+            self.rounds.append((time.perf_counter() - self._begun) / self._steps)
+            self.timed_steps += self._steps
 
-    def choose_steps(self, seconds_per_step: float, seconds: float) -> None:
-        """Let a round last so many seconds, but take at least one step and not too many."""
-        self.steps_per_round = max(1, min(MOST_STEPS, round(seconds / seconds_per_step)))
-
-    def warm_up(self, seconds: float) -> None:
-        """Run until it is warm, and see how many steps make a round."""
-        begun = time.perf_counter()
-        while True:
-            self.begin()
-            self.step()
-            last = self.end(1)
-            if time.perf_counter() - begun > WARM_UP:
-                break
-        self.choose_steps(last, seconds)
-
-    def take_round(self) -> None:
-        """Run and time one round."""
+    def take_round(self, seconds: float, timed: bool = True) -> None:
+        """Take steps for so many seconds."""
         self.begin()
-        for _ in range(self.steps_per_round):
+        while self.another(seconds):
             self.step()
-        self.rounds.append(self.end(self.steps_per_round))
+        self.end(timed)
 
 
 def allocated() -> int:
@@ -97,12 +92,13 @@ def allocated() -> int:
 class Fit(cli.CLI):
     """`fit` as it is shipped, save that its loader lets the others have their turn."""
 
-    turns: "Turns"
+    turns: "Turns | None" = None
 
     def before_fit(self) -> None:
         """Put the turns between the loader and Lightning."""
         super().before_fit()
         loader, turns = self.datamodule.train_dataloader, self.turns
+        assert turns is not None
         turns.cli = self
         self.datamodule.train_dataloader = lambda: TurningLoader(loader(), turns)
 
@@ -137,6 +133,7 @@ class Turns:
     seconds: float
     longest: float
     contenders: list[Contender] = field(default_factory=list)
+    at_first: int = field(default_factory=lambda: allocated())
     cli: Fit = field(init=False)
 
     def around(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -145,27 +142,24 @@ class Turns:
         Lightning asks for a batch one step ahead: between two of its questions lies one step,
         only not between the first two.
         """
-        begun, at_first = time.perf_counter(), allocated()
+        begun = time.perf_counter()
         threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
         precision = self.cli.trainer.precision
         fit = Contender("fit", self.arithmetic(precision), lambda: None, threads, matmul)
         yield next(batches)
-        while True:
-            fit.begin()
+        fit.begin()
+        while fit.another(WARM_UP):
             yield next(batches)
-            last = fit.end(1)
-            if time.perf_counter() - begun > WARM_UP:
-                break
-        fit.choose_steps(last, self.seconds)
-        fit.held = allocated() - at_first
+        fit.end(timed=False)
+        fit.held = allocated() - self.at_first
         others = list(self.others(fit))
         for _ in range(self.rounds):
             for other in others:
-                attempt(other, other.take_round)
+                attempt(other, other.take_round, self.seconds)
             fit.begin()
-            for _ in range(fit.steps_per_round):
+            while fit.another(self.seconds):
                 yield next(batches)
-            fit.rounds.append(fit.end(fit.steps_per_round))
+            fit.end()
             if time.perf_counter() - begun > self.longest:
                 break
         self.contenders = [*others, fit]
@@ -180,7 +174,7 @@ class Turns:
         for make in [*makers, lambda: self.bare(fit)]:
             at_first = allocated()
             contender = make()
-            attempt(contender, contender.warm_up, self.seconds)
+            attempt(contender, contender.take_round, WARM_UP, False)
             contender.held = allocated() - at_first
             yield contender
 

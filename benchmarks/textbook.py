@@ -87,8 +87,7 @@ class Head(nn.Module):
         k, q, v = self.key(x), self.query(x), self.value(x)  # (B, T, hs)
         scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, T, T)
         scores = scores.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
-        weights = self.dropout(F.softmax(scores, dim=-1))
-        return weights @ v
+        return self.dropout(F.softmax(scores, dim=-1)) @ v
 
 
 class MultiHeadAttention(nn.Module):
@@ -178,8 +177,8 @@ class Training:
         n_train = int(0.9 * len(ids))
         self.splits = {"train": ids[:n_train], "val": ids[n_train:]}
         n = len(characters)
-        model = nn.Embedding(n, n) if sizes.architecture == "bigram" else GPT(n, sizes)
-        self.model: nn.Module = model.to(device)
+        bigram = sizes.architecture == "bigram"
+        self.model = (nn.Embedding(n, n) if bigram else GPT(n, sizes)).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=sizes.learning_rate)
         if compiled:
             self.model.compile()
@@ -232,9 +231,7 @@ class Training:
 
 def main() -> None:
     """Train, and print the evaluations."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("config", help=f"one of {', '.join(NAMES)}, or a config's path")
     parser.add_argument("--steps", type=int, help="instead of the config's")
     parser.add_argument("--autocast", action="store_true", help="compute in bf16")

@@ -17,6 +17,7 @@ make: what the model asks for, however often a loop computes it. A bigram multip
 """
 
 import argparse
+import gc
 import io
 import json
 import platform
@@ -65,8 +66,9 @@ def measure(name: str, rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Time all loops of a config; return a row for each, `fit` the last."""
     path, device = config_path(name), best_device()
     sizes = Sizes.of(path)
-    turns = Turns(sizes, rounds, seconds, LONGEST)
-    Fit.turns = turns
+    Fit.turns = None
+    gc.collect()  # the config before leaves the GPU
+    turns = Fit.turns = Turns(sizes, rounds, seconds, LONGEST)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         options = ["--config", str(path), "--trainer.default_root_dir", folder]
         options += ["--trainer.accelerator", "gpu" if device == "cuda" else "cpu"]
@@ -82,7 +84,7 @@ def measure(name: str, rounds: int, seconds: float) -> list[dict[str, Any]]:
         if loop.failure:
             rows.append(row | {"failure": loop.failure})
             continue
-        row |= {"ms_per_step": loop.seconds * 1e3, "steps_per_round": loop.steps_per_round}
+        row |= {"ms_per_step": loop.seconds * 1e3, "timed_steps": loop.timed_steps}
         row |= {"rounds_ms": [s * 1e3 for s in loop.rounds], "threads": loop.threads}
         row |= {"characters_per_second": characters / loop.seconds}
         if flop:
@@ -134,7 +136,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--configs", default=",".join(NAMES), help="names or paths of configs")
     parser.add_argument("--rounds", type=int, default=5, help="of each loop, fewer where slow")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a round, at least one step")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="of a round, which is a step at least"
+    )
     parser.add_argument("--json", type=Path, help="write all figures into this file as well")
     parser.add_argument("--whole", nargs="?", const="bigram", help="whole runs of a config, first")
     parser.add_argument("--steps", type=int, help="of whole runs, instead of the config's")
