@@ -56,5 +56,5 @@ SECONDS=0
 measure fit 300 cli.py fit "${fit[@]}"
 measure sampling 80 benchmarks/sampling.py "${sampling[@]}"
 measure train $((seconds - SECONDS)) benchmarks/train.py "${train[@]}" # what the others left
-"$python" benchmarks/results.py "$out" "${ran[@]}" || failed=1
+"$python" benchmarks/report.py "$out" "${ran[@]}" || failed=1
 exit $failed

@@ -3,11 +3,12 @@
 python benchmarks/textbook.py bigram|quickstart|gpt_small|gpt10m [--steps N] [--autocast]
 
 Written after the description of the reference system, as plainly as one teaches it. All random
-numbers come from the one global generator, in the reference's order: the weights from the bottom
-up, then at each evaluation 200 batches of the train split and 200 of the val split, and only then
-the step's own batch. On a CPU the bigram's evaluations equal the reference's to the last digit
-(tests/test_textbook.py). Of a config it takes sizes, dropout, learning rate and steps; weights
-start as PyTorch makes them and the learning rate is constant, whatever the config says.
+numbers come from the one global generator: the weights from the bottom up, then at each evaluation
+200 batches of the train split and 200 of the val split, and only then the step's own batch. With
+that order the bigram's evaluations on a CPU equal the reference's to the last digit (see
+tests/test_textbook.py); its GPTs ran on a GPU and cannot be held against it so closely. Of a
+config it takes sizes, dropout, learning rate and steps; weights start as PyTorch makes them and
+the learning rate is constant, whatever the config says.
 
 Axes: B batch, T time, C channels (n_embd), nh heads, hs head size, V vocabulary.
 """

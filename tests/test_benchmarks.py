@@ -107,17 +107,17 @@ def test_operations_of_a_step(train: ModuleType, name: str, flop: float) -> None
 
 def test_the_page_of_results_says_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    results = importlib.import_module("results")
+    report = importlib.import_module("report")
     fit = "corpus tiny_shakespeare: 9\nstep 0: train loss 4.2901, val loss 4.2888\n"
     Path("fit.txt").write_text(fit, encoding="utf-8")
     Path("sampling.txt").write_text("Killed\n", encoding="utf-8")
     run = {"command": "python cli.py fit", "seconds": 12.34, "gpu_allocated_bytes": 3 * 2**20}
     Path("fit.run.json").write_text(json.dumps(run), encoding="utf-8")
-    results.main(Path(), ["fit=0=13", "sampling=137=80"])
+    report.main(Path(), ["fit=0=13", "sampling=137=80"])
     page = Path("results.md").read_text(encoding="utf-8")
     assert "`python cli.py fit`; 12.3 s; 3 MiB of GPU memory allocated at most." in page
     assert "| 0 | 4.2901 | 4.2846 | 4.2888 | 4.2820 |" in page
     assert "no figures of its own; 80.0 s; **ended by its time bound**." in page
-    report = json.loads(Path("results.json").read_text(encoding="utf-8"))
-    assert report["steps"]["fit"]["evaluations"] == [[0, 4.2901, 4.2888]]
-    assert report["steps"]["sampling"]["exit_code"] == 137
+    written = json.loads(Path("results.json").read_text(encoding="utf-8"))
+    assert written["steps"]["fit"]["evaluations"] == [[0, 4.2901, 4.2888]]
+    assert written["steps"]["sampling"]["exit_code"] == 137

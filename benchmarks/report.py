@@ -1,6 +1,6 @@
 """Gather what benchmarks/gpu.sh measured into results.json and results.md.
 
-python benchmarks/results.py FOLDER NAME=EXIT_CODE=SECONDS ...
+python benchmarks/report.py FOLDER NAME=EXIT_CODE=SECONDS ...
 """
 
 import json
