@@ -11,7 +11,7 @@ from nanogpt.generation.graphs import CUDARecorder, GraphedStep, Step
 from nanogpt.generation.sampling import SamplingRule, draw, next_probabilities
 from nanogpt.generation.traced import TracedModel, worth_tracing
 from nanogpt.generation.weights import cache_dtype
-from nanogpt.models import GPT, Bigram
+from nanogpt.models import Net
 from nanogpt.models.cache import Cache
 
 Context = Literal["refill", "exact"]
@@ -19,7 +19,7 @@ Context = Literal["refill", "exact"]
 
 @torch.inference_mode()
 def decode(
-    model: Bigram | GPT,
+    model: Net,
     prompt: Tensor,
     max_new_tokens: int,
     rule: SamplingRule,

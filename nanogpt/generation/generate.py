@@ -12,7 +12,7 @@ from nanogpt.generation.sampling import SamplingRule, chances
 from nanogpt.generation.stopping import Stops
 from nanogpt.generation.weights import Weights, set_weights
 from nanogpt.hardware import best_device
-from nanogpt.models import GPT, Bigram
+from nanogpt.models import Net
 from nanogpt.runs import find_checkpoint
 from nanogpt.text.tokenizer import Tokenizer
 
@@ -24,7 +24,7 @@ STREAMS = 1024
 class TextModel:
     """A trained model in evaluation mode, and the tokenizer that it was trained with."""
 
-    model: Bigram | GPT
+    model: Net
     tokenizer: Tokenizer
 
 
@@ -128,7 +128,7 @@ def grow(watched: Sequence[Stops], characters: str) -> bool:
     return all(stops.met for stops in watched)
 
 
-def sample_text(model: Bigram | GPT, tokenizer: Tokenizer, max_new_tokens: int, seed: int) -> str:
+def sample_text(model: Net, tokenizer: Tokenizer, max_new_tokens: int, seed: int) -> str:
     """Return one sample; global random state and the model's mode are left as they were."""
     training = model.training
     model.eval()
@@ -148,5 +148,5 @@ def start_ids(tokenizer: Tokenizer, prompt: str) -> Tensor:
     return tokenizer.encode(start).long()[None]
 
 
-def _device(model: Bigram | GPT) -> torch.device:
+def _device(model: Net) -> torch.device:
     return next(model.parameters()).device

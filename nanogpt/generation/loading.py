@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from nanogpt.errors import UserError
-from nanogpt.models import GPT, SETTINGS, Bigram, build_model
+from nanogpt.models import SETTINGS, Net, build_model
 from nanogpt.text.tokenizer import Tokenizer
 
 
@@ -27,7 +27,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_model(path: Path) -> tuple[Bigram | GPT, Tokenizer]:
+def load_model(path: Path) -> tuple[Net, Tokenizer]:
     """Rebuild a trained model, in evaluation mode on the CPU, and its tokenizer.
 
     The architecture is chosen from this project's own list.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nanogpt.models.attention import attention_weights, causal_mask
 from nanogpt.models.gpt import CausalSelfAttention
 from nanogpt.models.ladder import CausalMean, mean_by_matrix
+from nanogpt.models.modern import ModernAttention
 
 SENTENCE = "To read is to remember what was"  # 31 characters, in most vocabularies
 
@@ -26,13 +27,13 @@ def attention_maps(model: nn.Module, ids: Tensor) -> list[Tensor]:
     maps: list[Tensor] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
-        if isinstance(module, CausalSelfAttention):
+        if isinstance(module, CausalSelfAttention | ModernAttention):
             q, k, _ = (x[0] for x in module.heads(inputs[0]))  # (nh, T, hs)
             maps.append(attention_weights(q, k, causal_mask(len(ids), q).to(q.device)))
         else:  # the mean of one unit vector for each position: its weights
             maps.append(mean_by_matrix(torch.eye(len(ids), device=ids.device)[None]))
 
-    kinds = (CausalSelfAttention, CausalMean)
+    kinds = (CausalSelfAttention, ModernAttention, CausalMean)
     hooks = [
         module.register_forward_pre_hook(look)
         for module in model.modules()

@@ -17,7 +17,7 @@ from nanogpt.insight.memorising import copied
 from nanogpt.insight.ngrams import NGram
 from nanogpt.insight.pictures import attention_picture, curves_picture, missing_glyphs, save
 from nanogpt.insight.reference import Losses, best, comparison
-from nanogpt.models import GPT, Bigram
+from nanogpt.models import Bigram, Net
 from nanogpt.runs import Run
 from nanogpt.text.tokenizer import Tokenizer
 
@@ -29,7 +29,7 @@ class Finished:
     """A run that has ended, and its best model, in evaluation mode."""
 
     run: Run
-    model: Bigram | GPT
+    model: Net
     tokenizer: Tokenizer
     text: str
     n_train: int  # the first characters of the text, which it was trained on

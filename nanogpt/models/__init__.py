@@ -13,8 +13,15 @@ from nanogpt.errors import UserError
 from nanogpt.models.bigram import Bigram
 from nanogpt.models.gpt import GPT
 from nanogpt.models.ladder import Rung
+from nanogpt.models.modern import Modern
 
-ARCHITECTURES: dict[str, type[Bigram] | type[GPT]] = {"bigram": Bigram, "gpt": GPT, "rung": Rung}
+Net = Bigram | GPT | Modern
+ARCHITECTURES: dict[str, type[Bigram] | type[GPT] | type[Modern]] = {
+    "bigram": Bigram,
+    "gpt": GPT,
+    "rung": Rung,
+    "modern": Modern,
+}
 
 # the settings that architectures have between them, beside the size of the vocabulary
 SETTINGS = (
@@ -22,12 +29,22 @@ SETTINGS = (
     *("parts", "positions"),
 )
 
-__all__ = ["ARCHITECTURES", "GPT", "SETTINGS", "Bigram", "Rung", "build_model", "count_parameters"]
+__all__ = [
+    "ARCHITECTURES",
+    "GPT",
+    "SETTINGS",
+    "Bigram",
+    "Modern",
+    "Net",
+    "Rung",
+    "build_model",
+    "count_parameters",
+]
 
 
 def build_model(
     architecture: str, vocab_size: int, **settings: int | float | str | Sequence[str] | None
-) -> Bigram | GPT:
+) -> Net:
     """Build a model by its name; a setting that is None takes the model's own default.
 
     Raises:

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from nanogpt.errors import UserError
-from nanogpt.models import GPT, SETTINGS, Bigram, build_model
+from nanogpt.models import SETTINGS, Net, build_model
 from nanogpt.training.optimizer import Schedule, adamw, learning_rate_factor
 
 
@@ -86,7 +86,7 @@ class LanguageModel(L.LightningModule):
             self.hparams["vocabulary"] = self.trainer.datamodule.tokenizer.vocabulary  # type: ignore[attr-defined]
         self.net = self.build(len(self.hparams["vocabulary"]))
 
-    def build(self, vocab_size: int) -> Bigram | GPT:
+    def build(self, vocab_size: int) -> Net:
         """Return a new network of these settings.
 
         Raises:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nanogpt.models import GPT, Bigram, Rung
+from nanogpt.models import GPT, Bigram, Modern, Net, Rung
 from nanogpt.models.dropout import random_bits
 
 TOLERANCE = 1e-10
@@ -56,12 +56,13 @@ def loud_gpt(settings: dict[str, int], dropout: float = 0.0) -> GPT:
     return loud(GPT(**settings, dropout=dropout))
 
 
-def loud_models(block_size: int) -> dict[str, Bigram | GPT]:
+def loud_models(block_size: int) -> dict[str, Net]:
     """One of each kind, by name, ready to sample from."""
     size = {**DIVIDING, "block_size": block_size}
     models = {"gpt": GPT(**size), "ragged": GPT(**{**RAGGED, "block_size": block_size})}
     models |= {" ".join(parts): Rung(**size, parts=parts) for parts in RUNGS}
     models["sinusoidal"] = Rung(**size, positions="sinusoidal")
+    models["modern"] = Modern(**size)
     models["bigram"] = Bigram(size["vocab_size"], block_size)
     return {name: loud(model).eval().requires_grad_(False) for name, model in models.items()}
 

@@ -1,0 +1,124 @@
+"""The modern GPT against itself written out another way, and what its parts promise."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanogpt.models import Modern
+from nanogpt.models.modern import LOGIT_CAP, ModernFeedForward, Rotary
+from tests.models.oracles import DIVIDING, loud
+
+B, T = 3, 11
+
+
+def model() -> Modern:
+    return loud(Modern(**DIVIDING)).eval()
+
+
+def ids() -> Tensor:
+    return torch.randint(17, (B, T), generator=torch.Generator().manual_seed(2))
+
+
+def normal(x: Tensor) -> Tensor:
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+
+
+def turned(x: Tensor, position: int) -> Tensor:
+    """Turn one position of a head, (B, hs), as complex numbers."""
+    half = x.shape[-1] // 2
+    angles = position * 10_000.0 ** -(torch.arange(half, dtype=torch.float64) / half)
+    y = torch.complex(x[:, :half], x[:, half:]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([y.real, y.imag], -1)
+
+
+def logits_by_hand(net: Any, text: Tensor) -> Tensor:
+    """One position and one head at a time; nothing of the model but its weights."""
+    C, nh = net.token_embedding.embedding_dim, net.blocks[0].attn.n_head
+    hs, stream = C // nh, normal(net.token_embedding.weight[text])
+    for block in net.blocks:
+        q, k, v = (normal(stream) @ block.attn.query_key_value.weight.T).split(C, -1)
+        rows = []
+        for t in range(T):
+            heads = []
+            for h in (slice(i * hs, (i + 1) * hs) for i in range(nh)):
+                query = turned(normal(q[:, t, h]), t)
+                keys = torch.stack([turned(normal(k[:, s, h]), s) for s in range(t + 1)], 1)
+                scores = (keys * query[:, None]).sum(-1) / math.sqrt(hs)
+                heads.append((scores.softmax(-1)[..., None] * v[:, : t + 1, h]).sum(1))
+            rows.append(torch.cat(heads, -1))
+        stream = stream + torch.stack(rows, 1) @ block.attn.projection.weight.T
+        wide = normal(stream) @ block.mlp.widen.weight.T
+        stream = stream + (wide * wide * (wide > 0)) @ block.mlp.narrow.weight.T
+    logits = normal(stream) @ net.lm_head.weight.T
+    return LOGIT_CAP * torch.tanh(logits / LOGIT_CAP)
+
+
+def error(net: Modern) -> float:
+    return (net(ids()) - logits_by_hand(net, ids())).abs().max().item()
+
+
+def test_logits_are_those_worked_out_by_hand() -> None:
+    assert error(model()) < 1e-6  # the angles are kept in float32
+
+
+def backwards(self: Rotary, x: Tensor, begin: int) -> Tensor:
+    return Rotary.kept(self, x.flip(-2), begin).flip(-2)  # type: ignore[attr-defined]
+
+
+def not_squared(self: ModernFeedForward, x: Tensor) -> Tensor:
+    return self.narrow(self.widen(x).relu())
+
+
+@pytest.mark.parametrize(
+    ("where", "wrong"), [(Rotary, backwards), (ModernFeedForward, not_squared)], ids=str
+)
+def test_a_planted_fault_is_seen(where: Any, wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(where, "kept", where.forward, raising=False)
+    monkeypatch.setattr(where, "forward", wrong)
+    assert error(model()) > 1e-2
+
+
+def test_what_a_query_sees_of_a_key_depends_on_their_distance_alone() -> None:
+    rotary, (q, k) = Rotary(8, 50).double(), torch.randn(2, 1, 8, dtype=torch.float64)
+    near, far = ((rotary(q, begin + 3) * rotary(k, begin)).sum().item() for begin in (0, 40))
+    assert near == pytest.approx(far, abs=1e-6)  # the angles are kept in float32
+    assert near != pytest.approx((rotary(q, 4) * rotary(k, 0)).sum().item(), abs=1e-3)
+
+
+def test_the_future_has_no_say() -> None:
+    net = model()
+    embedded: list[Tensor] = []
+
+    def keep(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[0]
+
+    net.token_embedding.register_forward_hook(keep)
+    for t in (0, 4, T - 1):
+        embedded.clear()
+        net(ids())[0, t].sum().backward()
+        reached = embedded[0].grad[0].abs().amax(-1) > 0  # type: ignore[index]
+        assert reached.tolist() == [s <= t for s in range(T)]
+
+
+def test_it_begins_as_a_uniform_guess() -> None:
+    assert not Modern(**DIVIDING)(ids()).any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"n_embd": 9}, "multiple of 2 x n_head 3"), ({"n_layer": 0}, "n_layer must be at least 1"),
+     ({"dropout": 1.0}, "dropout must lie in")],
+    ids=str,
+)  # fmt: skip
+def test_sizes_that_make_no_model_are_refused(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Modern(**{**DIVIDING, **settings})
+
+
+def test_a_window_longer_than_the_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="14 characters are more than block_size, 13"):
+        model()(torch.zeros(1, 14, dtype=torch.long))
