@@ -61,11 +61,12 @@ class CharacterData(L.LightningDataModule):
     def use(self, vocabulary: str, trained_on: dict[str, str | None]) -> None:
         """Take the vocabulary of a checkpoint, and its stand-in for the corpus, if it had one."""
         self.vocabulary = vocabulary
-        if trained_on["stands_in_for"] == self.corpus_name:
-            self.corpus_name = str(trained_on["name"])
+        name = trained_on.get("name")
+        if name and trained_on.get("stands_in_for") == self.corpus_name:
+            self.corpus_name = name
         self.setup("validate")
-        if trained_on["sha256"] != self.corpus.sha256:
-            notice(f"the model was trained on {trained_on['name']}, not on {self.corpus.name}")
+        if trained_on.get("sha256") != self.corpus.sha256:
+            notice(f"the model was trained on {name!r}, not on {self.corpus.name!r}")
 
     def state_dict(self) -> dict[str, str | None]:
         """What is kept in a checkpoint: which text the model was trained on."""
