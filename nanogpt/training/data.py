@@ -16,6 +16,8 @@ from nanogpt.text.corpora import Corpus, load_corpus
 from nanogpt.text.tokenizer import Tokenizer
 from nanogpt.text.windows import Windows, evaluation_windows, gather, training_batches
 
+LARGEST_BATCH = 2**20  # so many windows fit no machine; of more, not even the offsets
+
 
 class CharacterData(L.LightningDataModule):
     """A text, tokenised by character and split in two; its batches are windows of it.
@@ -49,8 +51,10 @@ class CharacterData(L.LightningDataModule):
         super().__init__()
         if not 0 < val_fraction < 1:
             raise UserError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, not {batch_size}")
+        if not 1 <= batch_size <= LARGEST_BATCH:
+            raise UserError(
+                f"batch_size must be at least 1 and at most {LARGEST_BATCH:,}, not {batch_size}"
+            )
         self.corpus_name, self.encoding, self.offline_corpus = corpus, encoding, offline_corpus
         self.val_fraction, self.batch_size = val_fraction, batch_size
         self.block_size, self.seed = block_size, seed
