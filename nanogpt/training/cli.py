@@ -68,11 +68,13 @@ class CLI(LightningCLI):
         """Parse, turning what is wrong into one line."""
         try:
             super().parse_arguments(parser, args)
-        except UnicodeDecodeError as error:
-            raise UserError("a config is a YAML file in UTF-8, and one of these is not") from error
         except ArgumentError as error:
             options = self._parser(self.command).get_defaults().keys()
             raise UserError(explain(str(error), options)) from error
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:  # of odd YAML
+            raise UserError(
+                f"a config is a YAML file in UTF-8, and one of these is not ({str(error)[:100]!r})"
+            ) from error
         self.settings = self.config[self.command]
         for name in ("model", "data", "trainer"):
             if not isinstance(self.settings[name], Namespace):

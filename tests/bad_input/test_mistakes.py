@@ -33,17 +33,17 @@ def test_the_lists_are_long() -> None:
 
 
 def check(run: Run, folder: Path, argv: Iterable[str], says: str) -> None:
-    before = sorted(path.name for path in folder.glob("*"))
+    before = sorted(folder.glob("*")) + sorted(folder.glob("lightning_logs/*"))
     outcome = run(*argv)
     assert outcome.code == 2, outcome.out + outcome.err
     assert is_one_line(outcome.err), outcome.err
     assert len(outcome.err) < 600
     assert says in outcome.err
-    assert sorted(path.name for path in folder.glob("*")) == before  # nothing ran
-    assert [path.name for path in folder.glob("lightning_logs/*")] == ["version_0"]
+    after = sorted(folder.glob("*")) + sorted(folder.glob("lightning_logs/*"))
+    assert after == before  # nothing ran
 
 
-@pytest.mark.parametrize(("argv", "says"), CASES, ids=lambda value: " ".join(value)[:60])
+@pytest.mark.parametrize(("argv", "says"), CASES, ids=str)
 def test_command_line(run: Run, workplace: Path, argv: tuple[str, ...], says: str) -> None:
     check(run, workplace, argv, says)
 
