@@ -92,6 +92,8 @@ class CLI(LightningCLI):
         """Check what counts optimizer steps, and prepare the machine."""
         if self.command == "fit":
             check_steps(self.settings)
+        elif self.settings.trainer.limit_val_batches == 0:
+            raise UserError("validate needs an evaluation: leave --trainer.limit_val_batches out")
         self.settings.data.seed = int(self.settings.seed_everything)  # true has become a number
         self.settings.data.vocabulary = self.settings.model.vocabulary
         machine.prepare()

@@ -96,7 +96,9 @@ class CharacterData(L.LightningDataModule):
             return
         self.corpus: Corpus = load_corpus(self.corpus_name, self.encoding, self.offline_corpus)
         text = self.corpus.text
-        self.tokenizer = Tokenizer(self.vocabulary) if self.vocabulary else Tokenizer.of(text)
+        self.tokenizer = (
+            Tokenizer.of(text) if self.vocabulary is None else Tokenizer(self.vocabulary)
+        )
         ids = self.tokenizer.encode(text)
         n_train = int((1 - self.val_fraction) * len(ids))
         self.splits = {"train": ids[:n_train], "val": ids[n_train:]}
