@@ -109,7 +109,7 @@ CONFIGS: dict[str, tuple[str | bytes, str]] = {
     "config": ("config: other.yaml\n", "config: File does not exist:"),
     "steps": ("trainer: {max_steps: 10.5}\n", "trainer.max_steps cannot be"),
     "nan": ("model: {dropout: .nan}\n", "dropout must lie in [0, 1), not nan"),
-    "inf": ("model: {learning_rate: .inf}\n", "the val loss is nan at step 2: the run h"),
+    "inf": ("model: {learning_rate: .inf}\n", "learning_rate"),
     "optimizer": (
         "optimizer: {class_path: os.system}\n",
         "unknown setting optimizer.class_path in",
