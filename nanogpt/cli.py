@@ -11,6 +11,7 @@ from nanogpt.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 COMMANDS = ("fit", "validate", "predict", "score", "ladder")
+NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 HELP = """\
 usage: python cli.py COMMAND [OPTIONS]
 
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             way_out = "what was there is untouched; make room and run again"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        elif error.errno in NO_PLACE:
             way_out = "run in a folder that you may write to, or set --trainer.default_root_dir"
         else:
             raise

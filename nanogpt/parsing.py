@@ -16,6 +16,8 @@ REWORDED = {
     ),
 }
 
+ROOMS = ("model", "data", "trainer")
+
 
 def explain(message: str, options: Iterable[str]) -> str:
     """Turn a parser's message into one line.
@@ -32,22 +34,29 @@ def explain(message: str, options: Iterable[str]) -> str:
     if found := re.search(r"does not accept (?:nested key|option|key) '([^']*)'", message):
         return f"unknown setting {found[1]} in the config{_nearest(found[1], options, '')}"
     if found := re.search(r'Parser key "([^"]*)":\s*(.*)', message, re.DOTALL):
-        key, detail = found[1], found[2]
-        if found := re.search(r"Problem with given class_path '(?:.*\.)?(.*)':\s*(.*)", detail):
-            return f"{key}: {found[1]}: {found[2]}"
-        if found := re.search(r"Expected a dot import path string: (.*)", detail):
-            return f"{key}: there is no {found[1]!r}"
-        given = re.findall(r"(?:Given value|Got value): (.*)", detail)
-        expected = [
-            _plain(kind) for kind in re.findall(r"Expected an? (.*?)(?:\. Got|$)", detail, re.M)
-        ]
-        if given and expected:
-            return f"{key} cannot be {given[-1]!r}; it takes {' or '.join(dict.fromkeys(expected))}"
-        return f"{key}: {_one_line(detail)}"
+        return _about(found[1], found[2])
     for pattern, words in REWORDED.items():
         if found := re.search(pattern, message):
             return found.expand(words)
     return _one_line(message)
+
+
+def _about(key: str, detail: str) -> str:
+    """Say what is wrong with the value of a setting."""
+    if "Unable to load config" in detail and key in ROOMS:
+        return f"{key} takes settings: give them one by one, --{key}.NAME VALUE"
+    if found := re.search(r"Problem with given class_path '(?:.*\.)?(.*)':\s*(.*)", detail):
+        return f"{key}: {found[1]}: {found[2]}"
+    if found := re.search(r"Expected a dot import path string: (.*)", detail):
+        return f"{key}: there is no {found[1]!r}"
+    given = re.findall(r"(?:Given value|Got value): (.*)", detail)
+    expected = [
+        _plain(kind)
+        for kind in re.findall(r"Expected an? (?!path but)(.*?)(?:\. Got|$)", detail, re.M)
+    ]
+    if given and expected:
+        return f"{key} cannot be {given[-1]!r}; it takes {' or '.join(dict.fromkeys(expected))}"
+    return f"{key}: {_one_line(detail)}"
 
 
 def _nearest(unknown: str, options: Iterable[str], prefix: str) -> str:

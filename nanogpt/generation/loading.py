@@ -4,27 +4,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nanogpt.errors import UserError
+from nanogpt.generation.vetting import vet
 from nanogpt.models import SETTINGS, Net, build_model
 from nanogpt.text.tokenizer import Tokenizer
+
+KINDS: dict[str, tuple[type, ...]] = dict.fromkeys(SETTINGS, (int, type(None))) | {
+    "architecture": (str,),
+    "vocabulary": (str,),
+    "block_size": (int,),
+    "dropout": (int, float, type(None)),
+    "init": (str, type(None)),
+    "parts": (list, type(None)),
+    "positions": (str, type(None)),
+}
+LAYERS_WITHOUT_WEIGHTS = 64  # only these have no tensors in the file that bound their number
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this project: tensors and plain values, nothing that can run.
 
+    All that it says of the model is checked, against its weights too, before memory is taken.
+
     Raises:
-        UserError: if the file is no checkpoint of this project.
+        UserError: if the file is no checkpoint of this project, or its parts do not fit.
     """
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        Tokenizer(content["hyper_parameters"]["vocabulary"])
-        missing = {"state_dict", "global_step", "CharacterData"} - content.keys()
-        if missing or not {"architecture", "block_size"} <= content["hyper_parameters"].keys():
-            raise ValueError("parts are missing")
-    except Exception as error:  # a file can be wrong in as many ways as there are files
-        raise _no_checkpoint(path, error) from error
-    return content
+    return _read(path)[0]
 
 
 def load_model(path: Path) -> tuple[Net, Tokenizer]:
@@ -35,26 +42,65 @@ def load_model(path: Path) -> tuple[Net, Tokenizer]:
     Raises:
         UserError: if the file is no checkpoint of this project, or its parts do not fit.
     """
-    content = read_checkpoint(path)
-    hparams, prefix = content["hyper_parameters"], "net."
+    _, model, tokenizer = _read(path)
+    return model.eval().float(), tokenizer
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Net, Tokenizer]:
     try:
-        tokenizer = Tokenizer(hparams["vocabulary"])
-        settings = {name: hparams.get(name) for name in SETTINGS}  # older ones lack new settings
-        model = build_model(hparams["architecture"], len(tokenizer.vocabulary), **settings)
-        weights = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in content["state_dict"].items()
-            if name.startswith(prefix)
-        }
-        model.load_state_dict(weights)
-    except Exception as error:
-        raise _no_checkpoint(path, error) from error
-    return model.eval(), tokenizer
+        with path.open("rb") as file:
+            vet(file)
+            file.seek(0)
+            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        _check_parts(content)
+        tokenizer = Tokenizer(content["hyper_parameters"]["vocabulary"])
+        model = _assemble(content["hyper_parameters"], content["state_dict"])
+    except Exception as error:  # a file can be wrong in as many ways as there are files
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        reason = ascii(f"{kind}{error}".split("\n")[0][:100])[1:-1]
+        raise UserError(
+            f"{str(path)!r} is not a checkpoint of this project ({reason}); "
+            "give the path of a .ckpt file from lightning_logs/version_N/checkpoints/"
+        ) from error
+    return content, model, tokenizer
 
 
-def _no_checkpoint(path: Path, error: Exception) -> UserError:
-    reason = f"{type(error).__name__}: {error}".split("\n")[0][:100]
-    return UserError(
-        f"{path} is not a checkpoint of this project ({reason}); "
-        "give the path of a .ckpt file from lightning_logs/version_N/checkpoints/"
-    )
+def _check_parts(content: dict[str, Any]) -> None:
+    """Check that all parts are there, and of their kinds: the file may say anything."""
+    corpus, step = content["CharacterData"], content["global_step"]
+    if type(step) is not int or not 0 <= step < 2**62:
+        raise ValueError("global_step is no number of steps")
+    if not all(type(value) in (str, type(None)) for value in corpus.values()):
+        raise ValueError("CharacterData does not say what the model was trained on")
+    hparams = content["hyper_parameters"]
+    for name in ("architecture", "block_size", "vocabulary"):
+        if name not in hparams:
+            raise ValueError(f"{name} is missing")
+    for name, kinds in KINDS.items():
+        if type(hparams.get(name)) not in kinds:  # older checkpoints lack newer settings
+            raise ValueError(f"{name} is a {type(hparams[name]).__name__}")
+    if not all(type(part) is str for part in hparams.get("parts") or ()):
+        raise ValueError("parts are no names")
+    if not 0 < hparams["block_size"] < 2**31:  # a bigram's weights do not bound it
+        raise ValueError("block_size is out of range")
+
+
+def _assemble(hparams: dict[str, Any], state_dict: dict[str, Tensor]) -> Net:
+    """Build a model around weights, taking no memory of its own.
+
+    Raises:
+        ValueError: if they are not those of such a model.
+    """
+    settings = {name: hparams.get(name) for name in SETTINGS}
+    if (settings["n_layer"] or 1) > max(len(state_dict), LAYERS_WITHOUT_WEIGHTS):
+        raise ValueError("n_layer is not that of the weights")
+    with torch.device("meta"):  # shapes alone
+        model = build_model(hparams["architecture"], len(hparams["vocabulary"]), **settings)
+    expected = {f"net.{name}": weight.shape for name, weight in model.state_dict().items()}
+    if expected != {name: weight.shape for name, weight in state_dict.items()}:
+        raise ValueError("the weights are not those of such a model")
+    if not all(weight.is_floating_point() for weight in state_dict.values()):
+        raise ValueError("the weights are no floating-point numbers")
+    weights = {name.removeprefix("net."): weight for name, weight in state_dict.items()}
+    model.load_state_dict(weights, assign=True)
+    return model

@@ -3,6 +3,8 @@
 The fused kernels never hold these weights, so a model that is not looked at pays nothing for maps.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -26,9 +28,10 @@ def attention_maps(model: nn.Module, ids: Tensor) -> list[Tensor]:
     """
     maps: list[Tensor] = []
 
-    def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
+    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        # the last input is the cache
         if isinstance(module, CausalSelfAttention | ModernAttention):
-            q, k, _ = (x[0] for x in module.heads(inputs[0]))  # (nh, T, hs)
+            q, k, _ = (x[0] for x in module.heads(*inputs[:-1]))  # (nh, T, hs)
             maps.append(attention_weights(q, k, causal_mask(len(ids), q).to(q.device)))
         else:  # the mean of one unit vector for each position: its weights
             maps.append(mean_by_matrix(torch.eye(len(ids), device=ids.device)[None]))

@@ -29,6 +29,8 @@ SETTINGS = (
     *("parts", "positions"),
 )
 
+MOST_LAYERS = 1_000
+
 __all__ = [
     "ARCHITECTURES",
     "GPT",
@@ -64,10 +66,18 @@ def build_model(
                 f"the architecture {architecture} has no setting {name}; it has "
                 f"{', '.join(accepted)}: leave {name} out (or set it to null)"
             )
+    n_layer = given.get("n_layer")
+    if isinstance(n_layer, int) and n_layer > MOST_LAYERS:  # each takes time and memory, even empty
+        raise UserError(f"n_layer must be at most {MOST_LAYERS:,}, not {n_layer:,}")
     try:
         return model(vocab_size, **given)  # type: ignore[arg-type]
     except ValueError as error:
         raise UserError(str(error)) from error
+    except (RuntimeError, TypeError, OverflowError) as error:  # what torch says of such sizes
+        raise UserError(
+            "a model of these settings is too large for this machine, or they are of a wrong "
+            "kind: make n_embd, n_head, head_size or block_size smaller"
+        ) from error
 
 
 def count_parameters(model: nn.Module) -> int:

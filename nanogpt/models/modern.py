@@ -21,6 +21,7 @@ from nanogpt.models.cache import Cache, LayerCache
 from nanogpt.models.dropout import Dropout
 
 LOGIT_CAP = 15.0
+Turns = tuple[Tensor, Tensor]  # cosines and sines, (T, hs / 2) each
 
 
 def norm(x: Tensor) -> Tensor:
@@ -28,54 +29,44 @@ def norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:])  # on a CPU twice as fast as F.rms_norm
 
 
-class Rotary(nn.Module):
-    """Turns pairs of channels by angles that grow with the position, so that q·k sees distances.
+def rotation(begin: int, end: int, head_size: int, like: Tensor) -> Turns:
+    """Return the cosines and sines by which positions turn, (T, hs / 2) each.
 
-    Args:
-        head_size: of queries and keys; even.
-        block_size: the number of positions.
+    The angles grow with the position, slower from pair to pair, so that the product of a query
+    and a key depends on their distance.
     """
+    half = head_size // 2
+    frequencies = 10_000.0 ** -(torch.arange(half, device=like.device) / half)
+    angles = torch.arange(begin, end, device=like.device)[:, None] * frequencies
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
-    cos: Tensor
-    sin: Tensor
 
-    def __init__(self, head_size: int, block_size: int) -> None:
-        super().__init__()
-        half = head_size // 2
-        frequencies = 10_000.0 ** -(torch.arange(half) / half)
-        angles = torch.arange(block_size)[:, None] * frequencies  # (T, hs / 2)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
-
-    def forward(self, x: Tensor, begin: int) -> Tensor:
-        """Turn (..., T, hs), whose first position is ``begin``."""
-        T = x.shape[-2]
-        cos, sin = self.cos[begin : begin + T], self.sin[begin : begin + T]
-        a, b = x.chunk(2, dim=-1)
-        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn pairs of channels: (B, nh, T, hs), by (T, hs / 2) each."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 class ModernAttention(nn.Module):
     """Causal self-attention with rotary positions and normalised queries and keys."""
 
-    def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float) -> None:
+    def __init__(self, n_embd: int, n_head: int, dropout: float) -> None:
         super().__init__()
         self.n_head, self.head_size = n_head, n_embd // n_head
         self.query_key_value = nn.Linear(n_embd, 3 * n_embd, bias=False)
-        self.rotary = Rotary(self.head_size, block_size)
         self.projection = nn.Linear(n_embd, n_embd, bias=False)
         self.dropout = Dropout(dropout)
 
-    def heads(self, x: Tensor, begin: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Map (B, T, C), at positions from ``begin``, to q, k and v, (B, nh, T, hs) each."""
+    def heads(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
+        """Map (B, T, C) to queries, keys and values, (B, nh, T, hs) each."""
         B, T, _ = x.shape
         heads = self.query_key_value(x).view(B, T, 3, self.n_head, self.head_size)
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind()
-        return self.rotary(norm(q), begin), self.rotary(norm(k), begin), v
+        return turn(norm(q), *turns), turn(norm(k), *turns), v
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, turns: Turns, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, C) to (B, T, C); with a cache also look back at what it holds."""
-        q, k, v = self.heads(x, 0 if cache is None else cache.length)
+        q, k, v = self.heads(x, turns)
         if cache is not None:
             k, v = cache.append(torch.stack([k, v]))  # (B, nh, S, hs)
         y = causal_attention(q, k, v, self.dropout.p if self.training else 0.0)  # (B, nh, T, hs)
@@ -99,14 +90,14 @@ class ModernFeedForward(nn.Module):
 class ModernBlock(nn.Module):
     """Communication, then computation, each added to the residual stream."""
 
-    def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float) -> None:
+    def __init__(self, n_embd: int, n_head: int, dropout: float) -> None:
         super().__init__()
-        self.attn = ModernAttention(n_embd, n_head, block_size, dropout)
+        self.attn = ModernAttention(n_embd, n_head, dropout)
         self.mlp = ModernFeedForward(n_embd, dropout)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, turns: Turns, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        x = x + self.attn(norm(x), cache)
+        x = x + self.attn(norm(x), turns, cache)
         return x + self.mlp(norm(x))
 
 
@@ -147,10 +138,9 @@ class Modern(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
         self.vocab_size, self.block_size = vocab_size, block_size
+        self.head_size = n_embd // n_head
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
-        self.blocks = nn.ModuleList(
-            ModernBlock(n_embd, n_head, block_size, dropout) for _ in range(n_layer)
-        )
+        self.blocks = nn.ModuleList(ModernBlock(n_embd, n_head, dropout) for _ in range(n_layer))
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if name.endswith(("projection.weight", "narrow.weight", "lm_head.weight")):
@@ -166,13 +156,15 @@ class Modern(nn.Module):
         With a cache, ``ids`` go on where it ends, and are added to it. All together may be at
         most ``block_size`` long.
         """
-        end = ids.shape[1] + (0 if cache is None else cache.length)
+        begin = 0 if cache is None else cache.length
+        end = begin + ids.shape[1]
         if end > self.block_size:
             raise ValueError(
                 f"{end} characters are more than block_size, {self.block_size}: "
                 f"give the model the last {self.block_size}"
             )
         x = norm(self.token_embedding(ids))  # (B, T, C)
+        turns = rotation(begin, end, self.head_size, x)
         for layer, block in enumerate(self.blocks):
-            x = block(x, None if cache is None else cache.layers[layer])
+            x = block(x, turns, None if cache is None else cache.layers[layer])
         return LOGIT_CAP * torch.tanh(self.lm_head(norm(x)) / LOGIT_CAP)  # (B, T, V)

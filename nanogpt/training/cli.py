@@ -71,6 +71,10 @@ class CLI(LightningCLI):
         except ArgumentError as error:
             options = self._parser(self.command).get_defaults().keys()
             raise UserError(explain(str(error), options)) from error
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:  # of odd YAML
+            raise UserError(
+                f"a config is a YAML file in UTF-8, and one of these is not ({str(error)[:100]!r})"
+            ) from error
         self.settings = self.config[self.command]
         for name in ("model", "data", "trainer"):
             if not isinstance(self.settings[name], Namespace):
@@ -88,6 +92,8 @@ class CLI(LightningCLI):
         """Check what counts optimizer steps, and prepare the machine."""
         if self.command == "fit":
             check_steps(self.settings)
+        elif self.settings.trainer.limit_val_batches == 0:
+            raise UserError("validate needs an evaluation: leave --trainer.limit_val_batches out")
         self.settings.data.seed = int(self.settings.seed_everything)  # true has become a number
         self.settings.data.vocabulary = self.settings.model.vocabulary
         machine.prepare()
@@ -96,7 +102,8 @@ class CLI(LightningCLI):
         """Build the trainer with this project's logger and callbacks."""
         config = self.config_init[self.command].trainer
         # Lightning counts batches; a batch is one of accumulate_grad_batches parts of a step
-        config.val_check_interval *= config.accumulate_grad_batches
+        if self.command == "fit":
+            config.val_check_interval *= config.accumulate_grad_batches
         # config.yaml keeps what was asked for: another machine may have it
         device = machine.device_type(config.accelerator)
         config.precision, reason = machine.fast_precision(config.precision or "32-true", device)
@@ -108,8 +115,15 @@ class CLI(LightningCLI):
             config.logger = config.enable_checkpointing = config.enable_progress_bar = False
         try:
             return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ImportError) as error:
             raise UserError(" ".join(str(error).split())) from error
+
+    def instantiate_classes(self) -> None:
+        """Build the parts, turning what cannot be built into one line."""
+        try:
+            super().instantiate_classes()
+        except (TypeError, ValueError) as error:
+            raise UserError(explain(str(error), ())) from error
 
     def _equip(self, config: Namespace) -> None:
         """Add what records, shows and keeps a run."""
@@ -149,8 +163,9 @@ class CLI(LightningCLI):
         self.datamodule.setup("fit")
         self.datamodule.check_batch_size(self.trainer)
         with torch.device("meta"):  # which takes no memory and draws no random numbers
-            self.model.build(len(self.datamodule.tokenizer.vocabulary))
-        if given := self.settings.ckpt_path:
+            net = self.model.build(len(self.datamodule.tokenizer.vocabulary))
+        machine.check_memory(sum(weight.nbytes for weight in net.parameters()))
+        if (given := self.settings.ckpt_path) is not None:
             checkpoint = find_checkpoint(given)
             read_checkpoint(checkpoint)
             self.config_init[self.command].ckpt_path = str(checkpoint)
@@ -173,8 +188,8 @@ class CLI(LightningCLI):
         """Take the weights, the vocabulary, and the corpus if another one stood in."""
         checkpoint = read_checkpoint(Path(self.settings.ckpt_path))
         self.model.hparams["vocabulary"] = checkpoint["hyper_parameters"]["vocabulary"]
+        self.model.on_load_checkpoint(checkpoint)  # before the sizes of a config take memory
         self.model.configure_model()
-        self.model.on_load_checkpoint(checkpoint)
         self.model.load_state_dict(checkpoint["state_dict"])
         self.datamodule.use(self.model.hparams["vocabulary"], checkpoint["CharacterData"])
         # all is loaded: Lightning need not, and would ask for the callbacks of the training

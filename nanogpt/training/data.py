@@ -16,6 +16,8 @@ from nanogpt.text.corpora import Corpus, load_corpus
 from nanogpt.text.tokenizer import Tokenizer
 from nanogpt.text.windows import Windows, evaluation_windows, gather, training_batches
 
+LARGEST_BATCH = 2**20  # so many windows fit no machine; of more, not even the offsets
+
 
 class CharacterData(L.LightningDataModule):
     """A text, tokenised by character and split in two; its batches are windows of it.
@@ -49,8 +51,10 @@ class CharacterData(L.LightningDataModule):
         super().__init__()
         if not 0 < val_fraction < 1:
             raise UserError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, not {batch_size}")
+        if not 1 <= batch_size <= LARGEST_BATCH:
+            raise UserError(
+                f"batch_size must be at least 1 and at most {LARGEST_BATCH:,}, not {batch_size}"
+            )
         self.corpus_name, self.encoding, self.offline_corpus = corpus, encoding, offline_corpus
         self.val_fraction, self.batch_size = val_fraction, batch_size
         self.block_size, self.seed = block_size, seed
@@ -61,11 +65,12 @@ class CharacterData(L.LightningDataModule):
     def use(self, vocabulary: str, trained_on: dict[str, str | None]) -> None:
         """Take the vocabulary of a checkpoint, and its stand-in for the corpus, if it had one."""
         self.vocabulary = vocabulary
-        if trained_on["stands_in_for"] == self.corpus_name:
-            self.corpus_name = str(trained_on["name"])
+        name = trained_on.get("name")
+        if name and trained_on.get("stands_in_for") == self.corpus_name:
+            self.corpus_name = name
         self.setup("validate")
-        if trained_on["sha256"] != self.corpus.sha256:
-            notice(f"the model was trained on {trained_on['name']}, not on {self.corpus.name}")
+        if trained_on.get("sha256") != self.corpus.sha256:
+            notice(f"the model was trained on {name!r}, not on {self.corpus.name!r}")
 
     def state_dict(self) -> dict[str, str | None]:
         """What is kept in a checkpoint: which text the model was trained on."""
@@ -91,7 +96,9 @@ class CharacterData(L.LightningDataModule):
             return
         self.corpus: Corpus = load_corpus(self.corpus_name, self.encoding, self.offline_corpus)
         text = self.corpus.text
-        self.tokenizer = Tokenizer(self.vocabulary) if self.vocabulary else Tokenizer.of(text)
+        self.tokenizer = (
+            Tokenizer.of(text) if self.vocabulary is None else Tokenizer(self.vocabulary)
+        )
         ids = self.tokenizer.encode(text)
         n_train = int((1 - self.val_fraction) * len(ids))
         self.splits = {"train": ids[:n_train], "val": ids[n_train:]}

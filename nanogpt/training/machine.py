@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from lightning.pytorch.profilers import PassThroughProfiler
 
+from nanogpt.errors import UserError
 from nanogpt.hardware import fast_bf16, keep_memory
 
 
@@ -42,6 +43,23 @@ def fast_precision(precision: str, device: str) -> tuple[str, str | None]:
         instead = "16-mixed" if torch.cuda.get_device_capability()[0] == 7 else "32-true"
         return instead, f"this GPU has no bf16 units: precision {instead} instead of {precision}"
     return "32-true", f"bf16 is slow on this {device.upper()}: 32-true instead of {precision}"
+
+
+def check_memory(n_bytes: int) -> None:
+    """Check that weights fit into this machine's memory, where the system tells its size.
+
+    Raises:
+        UserError: if they do not.
+    """
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if n_bytes > memory > 0:
+        raise UserError(
+            f"the weights alone take {n_bytes / 2**30:,.0f} GB, and this machine has "
+            f"{memory / 2**30:,.0f}: make --model.n_embd, --model.n_layer or --model.block_size "
+            "smaller"
+        )
 
 
 class NoProfiler(PassThroughProfiler):

@@ -59,12 +59,12 @@ class LanguageModel(L.LightningModule):
         vocabulary: str | None = None,
     ) -> None:
         super().__init__()
-        if not learning_rate > 0:
-            raise UserError(f"learning_rate must be above 0, not {learning_rate}")
+        if not 0 < learning_rate < math.inf:
+            raise UserError(f"learning_rate must be above 0, and finite, not {learning_rate}")
         if not all(0 <= beta < 1 for beta in betas):
             raise UserError(f"betas must lie in [0, 1), not {betas}")
-        if weight_decay < 0 or warmup_steps < 0:
-            raise UserError("weight_decay and warmup_steps must be at least 0")
+        if not 0 <= weight_decay < math.inf or warmup_steps < 0:
+            raise UserError("weight_decay and warmup_steps must be at least 0, and finite")
         self.save_hyperparameters(logger=False)
         # a loss that is not a number stays one: the default would leave its batch out
         self.val_loss, self.train_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(2))

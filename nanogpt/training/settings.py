@@ -31,8 +31,15 @@ def check_steps(settings: Namespace) -> None:
         )
     for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
         value = trainer[name]
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if (value is None or type(value) is not int or value < 1) and (
+            value is not None or name == "val_check_interval"
+        ):
             raise UserError(f"{name} is a whole number of steps, from 1, not {value!r}")
+    if trainer.check_val_every_n_epoch is not None:
+        raise UserError(
+            "evaluations are counted in steps: set --trainer.val_check_interval, and leave "
+            "--trainer.check_val_every_n_epoch out"
+        )
 
 
 def validate_options(options: list[str]) -> list[str]:

@@ -119,7 +119,7 @@ def test_anything_else_is_refused_in_one_line_and_runs_nothing(wrong: Callable[[
     with pytest.raises(UserError) as error:
         load_model(path)
     assert "\n" not in str(error.value)
-    assert "model.ckpt is not a checkpoint of this project" in str(error.value)
+    assert "'model.ckpt' is not a checkpoint of this project" in str(error.value)
     assert len(str(error.value)) < 300
     assert [found.name for found in Path().iterdir()] == ["model.ckpt"]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanogpt.models import Modern
-from nanogpt.models.modern import LOGIT_CAP, ModernFeedForward, Rotary
+from nanogpt.models import Modern, modern
+from nanogpt.models.modern import LOGIT_CAP, ModernFeedForward, rotation, turn
 from tests.models.oracles import DIVIDING, loud
 
 B, T = 3, 11
@@ -64,8 +64,8 @@ def test_logits_are_those_worked_out_by_hand() -> None:
     assert error(model()) < 1e-6  # the angles are kept in float32
 
 
-def backwards(self: Rotary, x: Tensor, begin: int) -> Tensor:
-    return Rotary.kept(self, x.flip(-2), begin).flip(-2)  # type: ignore[attr-defined]
+def backwards(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return turn(x, cos.flip(0), sin.flip(0))
 
 
 def not_squared(self: ModernFeedForward, x: Tensor) -> Tensor:
@@ -73,19 +73,26 @@ def not_squared(self: ModernFeedForward, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("where", "wrong"), [(Rotary, backwards), (ModernFeedForward, not_squared)], ids=str
+    ("where", "what", "wrong"),
+    [(modern, "turn", backwards), (ModernFeedForward, "forward", not_squared)],
+    ids=str,
 )
-def test_a_planted_fault_is_seen(where: Any, wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(where, "kept", where.forward, raising=False)
-    monkeypatch.setattr(where, "forward", wrong)
+def test_a_planted_fault_is_seen(
+    where: Any, what: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(where, what, wrong)
     assert error(model()) > 1e-2
 
 
 def test_what_a_query_sees_of_a_key_depends_on_their_distance_alone() -> None:
-    rotary, (q, k) = Rotary(8, 50).double(), torch.randn(2, 1, 8, dtype=torch.float64)
-    near, far = ((rotary(q, begin + 3) * rotary(k, begin)).sum().item() for begin in (0, 40))
-    assert near == pytest.approx(far, abs=1e-6)  # the angles are kept in float32
-    assert near != pytest.approx((rotary(q, 4) * rotary(k, 0)).sum().item(), abs=1e-3)
+    q, k = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(1))
+
+    def seen(at: int, of: int) -> float:
+        one, other = (rotation(place, place + 1, 8, q) for place in (at, of))
+        return (turn(q, *one) * turn(k, *other)).sum().item()
+
+    assert seen(3, 0) == pytest.approx(seen(43, 40), abs=1e-4)
+    assert seen(3, 0) != pytest.approx(seen(4, 0), abs=1e-2)
 
 
 def test_the_future_has_no_say() -> None:

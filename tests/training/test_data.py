@@ -175,7 +175,7 @@ def test_a_checkpoints_vocabulary_counts_and_its_text_is_compared(
     assert capsys.readouterr().err == ""
     other = CharacterData("corpus.txt", block_size=8)
     other.use(vocabulary, {**trained_on, "name": "faust.txt", "sha256": "0" * 64})
-    assert "trained on faust.txt, not on corpus.txt" in capsys.readouterr().err
+    assert "trained on 'faust.txt', not on 'corpus.txt'" in capsys.readouterr().err
 
 
 def test_a_stand_in_stands_in_for_evaluation_too() -> None:

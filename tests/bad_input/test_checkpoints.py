@@ -1,0 +1,115 @@
+"""A checkpoint is refused in one line, or gives the very model; its code never runs."""
+
+import ast
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanogpt.errors import UserError
+from nanogpt.generation import loading
+from nanogpt.generation.loading import load_model
+from tests.bad_input.checkpoints import HARM, PROGRAMS, SAME, cases, saved
+from tests.commands import Run, is_one_line
+
+ROOT = Path(__file__).parents[2]
+MUST_LOAD = [f"tensor: {name}" for name in SAME if name != "parameter"]
+
+
+def load_all(good: Path) -> tuple[dict[str, str], set[str]]:
+    """Load each in turn; return what was said of those refused, and the names of the others."""
+    model, tokenizer = load_model(good)
+    refused, loaded = {}, set()
+    path = Path("case.ckpt")
+    for name, make in cases(good.read_bytes()).items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of making odd tensors
+            path.write_bytes(make())
+        try:
+            found, of = load_model(path)
+        except UserError as error:
+            refused[name] = str(error)
+        else:
+            loaded.add(name)
+            weights, same = found.state_dict(), model.state_dict()
+            differ = [n for n in same if not torch.equal(weights[n], same[n])]
+            assert differ in ([], ["token_embedding.weight"] * name.startswith("tensor: "))
+            assert not differ or "expanded" in name, name
+            assert of.vocabulary == tokenizer.vocabulary
+        assert not Path(HARM).exists(), name
+    return refused, loaded
+
+
+def test_each_is_refused_or_loads_equal_within_a_gigabyte(furnished: Path) -> None:
+    """In a process of its own, since what it measures is the most that a process ever took."""
+    code = (
+        "import resource, sys\nfrom pathlib import Path\n"
+        "from tests.bad_input import test_checkpoints as tests\n"
+        "refused, loaded = tests.load_all(Path(sys.argv[1]))\n"
+        "assert len(refused) + len(loaded) >= 400, (len(refused), len(loaded))\n"
+        "assert len(refused) >= 300, len(refused)\n"
+        "for name, said in refused.items():\n"
+        "    assert '\\n' not in said and len(said) < 400, (name, said)\n"
+        "    assert 'not a checkpoint of this project' in said, (name, said)\n"
+        "assert set(tests.MUST_LOAD) <= loaded, loaded\n"
+        "most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20\n"
+        "print(f'{len(refused)} refused, {len(loaded)} loaded, {most:.2f} GB')\n"
+        "assert most < 1, most\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(furnished / "best.ckpt")],
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "refused" in done.stdout
+
+
+def test_weights_only_alone_keeps_code_out(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were the vetting to let everything pass, PyTorch would still run nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "vet", lambda _: None)
+    path, tried = Path("case.ckpt"), 0
+    for name, make in cases((workplace / "best.ckpt").read_bytes()).items():
+        if "code" not in name:
+            continue
+        tried += 1
+        path.write_bytes(make())
+        with pytest.raises(UserError):
+            load_model(path)
+        assert not Path(HARM).exists(), name
+    assert tried >= 20
+
+
+def test_nothing_is_loaded_any_other_way() -> None:
+    for path in [*(ROOT / "nanogpt").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "load"):
+                only = [k.value for k in node.keywords if k.arg == "weights_only"]
+                if ast.unparse(node.func) == "torch.load":
+                    assert [ast.unparse(value) for value in only] == ["True"], path
+
+
+COMMANDS = (["predict"], ["validate"], ["score", "--text=text.txt"], ["fit", "--config=base.yaml"])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_every_command_refuses_it_in_one_line(
+    run: Run, workplace: Path, tmp_path: Path, command: list[str]
+) -> None:
+    content = torch.load(workplace / "best.ckpt", weights_only=True)
+    content["hyper_parameters"]["n_embd"] = 10**9
+    for made in (b"", b"PK", PROGRAMS["os.system"], saved(content), saved([1])):
+        path = tmp_path / "case.ckpt"
+        path.write_bytes(made)
+        outcome = run(*command, f"--ckpt_path={path}")
+        assert outcome.code == 2
+        assert is_one_line(outcome.err), outcome.err
+        assert "case.ckpt" in outcome.err
