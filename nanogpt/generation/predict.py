@@ -12,11 +12,11 @@ from nanogpt.errors import UserError
 from nanogpt.generation.decoding import Context
 from nanogpt.generation.generate import TextModel, generate, generate_many, load
 from nanogpt.generation.sampling import SamplingRule
+from nanogpt.generation.sound import sound_checkpoint
 from nanogpt.generation.stopping import Stops
 from nanogpt.generation.weights import Weights
 from nanogpt.notices import notice
 from nanogpt.parsing import explain
-from nanogpt.runs import find_checkpoint
 from nanogpt.text.files import read_text
 from nanogpt.text.tokenizer import OnUnknown, Tokenizer
 
@@ -89,7 +89,7 @@ def predict(
         raise UserError("give the prompt by one of --prompt and --prompt_file, not by both")
     if prompt_file is not None:
         prompt = read_text(prompt_file, encoding, "the prompt", "--prompt_file")[1]
-    checkpoint = find_checkpoint(ckpt_path)
+    checkpoint = sound_checkpoint(ckpt_path)
     model = load(str(checkpoint), weights)
     prompt = known(prompt, model.tokenizer, on_unknown)
     given: dict[str, Any] = {"rule": rule, "stop": stops, "context": context}

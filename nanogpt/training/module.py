@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 
 from nanogpt.errors import UserError
 from nanogpt.models import GPT, SETTINGS, Bigram, build_model
+from nanogpt.training.health import Watch
 from nanogpt.training.optimizer import Schedule, adamw, learning_rate_factor
 
 
@@ -69,6 +70,7 @@ class LanguageModel(L.LightningModule):
         # a loss that is not a number stays one: the default would leave its batch out
         self.val_loss, self.train_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(2))
         self.evaluation: dict[str, float] = {}
+        self.watch = Watch()
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the name of each hook that it runs, forty times a step; a module's own
@@ -116,8 +118,14 @@ class LanguageModel(L.LightningModule):
         return self.net(ids)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the mean loss, in nats per character, over a batch of (B, T) ids and targets."""
-        return mean_loss(self(batch[0]), batch[1])
+        """Return the mean loss, in nats per character, over a batch of (B, T) ids and targets.
+
+        Raises:
+            UserError: on a CPU, if it is not finite; a GPU's is looked at later.
+        """
+        loss = mean_loss(self(batch[0]), batch[1])
+        self.watch.see(self, loss)
+        return loss
 
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
