@@ -26,8 +26,12 @@ class Keeper:
     def __init__(self) -> None:
         self.saved = 0  # the step that last.ckpt holds; step 0 can be had again at no cost
 
-    def keep(self, trainer: L.Trainer, best: bool = False) -> Path | None:
+    def keep(self, trainer: L.Trainer, best: bool | None = None) -> Path | None:
         """Save the step that is done: as the last, and before that as the best if it is.
+
+        Args:
+            trainer: between two steps.
+            best: whether the evaluation of this step is the best so far, if there was one.
 
         Returns: the path of ``last.ckpt``, or None where there is nothing to be kept.
 
@@ -42,8 +46,10 @@ class Keeper:
             check_finite(trainer)
             for logger in trainer.loggers:
                 logger.save()  # the curves are never behind the checkpoint
-            for name in ("best", "last") if best or not self.saved else ("last",):
-                self._write(trainer, folder / f"{name}.ckpt")
+            # one that is better, but in another folder, is not there
+            if best or (best is False and not (folder / "best.ckpt").exists()):
+                self._write(trainer, folder / "best.ckpt")
+            self._write(trainer, folder / "last.ckpt")
             self.saved = trainer.global_step
         return folder / "last.ckpt"
 

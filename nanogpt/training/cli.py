@@ -164,12 +164,15 @@ class CLI(LightningCLI):
         """Find mistakes before anything is written; find the checkpoint to go on from."""
         self.datamodule.prepare_data()
         if self.start:
-            self.datamodule.follow(self.start.trained_on)
+            self.datamodule.follow(self.start.about["CharacterData"])
         self.datamodule.setup("fit")
         self.datamodule.check_batch_size(self.trainer)
+        vocabulary = self.datamodule.tokenizer.vocabulary
         with torch.device("meta"):  # which takes no memory and draws no random numbers
-            self.model.build(len(self.datamodule.tokenizer.vocabulary))
+            self.model.build(len(vocabulary))
         if self.start:
+            self.model.hparams["vocabulary"] = self.model.hparams["vocabulary"] or vocabulary
+            self.model.on_load_checkpoint(self.start.about)
             self.config_init[self.command].ckpt_path = str(self.start.checkpoint)
             self.config_init[self.command].weights_only = True
 

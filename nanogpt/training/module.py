@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from nanogpt.errors import UserError
 from nanogpt.models import GPT, SETTINGS, Bigram, build_model
 from nanogpt.training.health import Watch
-from nanogpt.training.optimizer import Schedule, adamw, learning_rate_factor
+from nanogpt.training.optimizer import Schedule, adamw, is_scheduled, learning_rate_factor
 
 
 class LanguageModel(L.LightningModule):
@@ -157,7 +157,7 @@ class LanguageModel(L.LightningModule):
         optimizer = adamw(
             self.net.parameters(), h["learning_rate"], tuple(h["betas"]), h["weight_decay"], fused
         )
-        if h["schedule"] == "constant" and not h["warmup_steps"]:
+        if not is_scheduled(h):
             return optimizer
         factor = partial(
             learning_rate_factor,

@@ -22,7 +22,7 @@ from nanogpt.generation.sound import sound_checkpoint
 from nanogpt.notices import notice
 from nanogpt.runs import Run, run_of
 from nanogpt.training.checkpoints import command
-from nanogpt.training.optimizer import learning_rate_factor
+from nanogpt.training.optimizer import is_scheduled, learning_rate_factor
 from nanogpt.training.settings import differences
 
 KEY = "run"  # in a checkpoint: what the recorder keeps
@@ -32,14 +32,15 @@ KEY = "run"  # in a checkpoint: what the recorder keeps
 class Start:
     """What a run goes on from: a checkpoint, and the run that it lies in, if it lies in one.
 
-    ``owed`` says that the evaluation of its step is due and was not recorded.
+    ``owed`` says that the evaluation of its step is due and was not recorded; ``about`` is what
+    the checkpoint says of its model and its text.
     """
 
     checkpoint: Path
     run: Run | None
     step: int
     owed: bool
-    trained_on: dict[str, str | None]
+    about: dict[str, Any]
 
     def logger(self) -> TensorBoardLogger | None:
         """Return the logger that goes on with the run's curves, if it lies in a run.
@@ -78,7 +79,8 @@ def find_start(settings: Namespace, written: str) -> Start | None:
     if run:
         for line in differences(run.config.read_text(encoding="utf-8"), written):
             notice(line)
-    return Start(checkpoint, run, step, owed, content["CharacterData"])
+    about = {name: content[name] for name in ("hyper_parameters", "CharacterData")}
+    return Start(checkpoint, run, step, owed, about)
 
 
 def near(run: Run) -> Run:
@@ -143,4 +145,5 @@ def use_settings(trainer: L.Trainer, settings: Mapping[str, Any], content: dict[
             "fused": trainer.precision != "16-mixed",
         }
     scheduler = {"base_lrs": [peak], "last_epoch": step, "_step_count": step + 1}
-    content["lr_schedulers"] = [scheduler | {"_last_lr": [rate], "lr_lambdas": [None]}]
+    scheduler |= {"_last_lr": [rate], "lr_lambdas": [None]}
+    content["lr_schedulers"] = [scheduler] if is_scheduled(settings) else []
