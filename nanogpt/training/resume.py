@@ -138,12 +138,12 @@ def use_settings(trainer: L.Trainer, settings: Mapping[str, Any], content: dict[
     step, peak = content["global_step"], settings["learning_rate"]
     schedule, warmup = settings["schedule"], settings["warmup_steps"]
     rate = peak * learning_rate_factor(step, trainer.max_steps, schedule, warmup)
+    first = {"initial_lr": peak} if is_scheduled(settings) else {}  # a scheduler's own
     for group in content["optimizer_states"][0]["param_groups"]:
-        group |= {"lr": rate, "initial_lr": peak, "betas": tuple(settings["betas"])}
-        group |= {
-            "weight_decay": settings["weight_decay"],
-            "fused": trainer.precision != "16-mixed",
-        }
+        group.pop("initial_lr", None)
+        group |= {"lr": rate, "betas": tuple(settings["betas"]), **first}
+        group["weight_decay"] = settings["weight_decay"]
+        group["fused"] = trainer.precision != "16-mixed"
     scheduler = {"base_lrs": [peak], "last_epoch": step, "_step_count": step + 1}
     scheduler |= {"_last_lr": [rate], "lr_lambdas": [None]}
     content["lr_schedulers"] = [scheduler] if is_scheduled(settings) else []
