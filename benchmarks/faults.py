@@ -99,7 +99,7 @@ def equal(a: Any, b: Any) -> bool:
 
 def ordeal(kills: int, seed: int) -> bool:
     """Kill and resume a run so often, in the current folder; print how it went."""
-    steps, chance = [f"--trainer.max_steps={kills * 20}"], random.Random(seed)
+    steps, chance = [f"--trainer.max_steps={kills * 60}"], random.Random(seed)
     Path("text.txt").write_text(pastiche()[:5000], encoding="utf-8")
     begin = time.monotonic()
     whole = run(["fit", *FIT, *steps])

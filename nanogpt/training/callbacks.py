@@ -122,6 +122,8 @@ class Recorder(Callback):
         """Add what a run needs to go on as if it had not been interrupted."""
         del checkpoint["loops"]  # resume.py works it out
         checkpoint["callbacks"].pop("Timer", None)  # a time limit is that of one command
+        if trainer.global_step != self.done:  # a SLURM job is saved at any moment
+            self.random = resume.random_state(trainer.strategy.root_device)
         checkpoint[resume.KEY] = {
             "history": [[losses.step, losses.train, losses.val] for losses in self.history],
             "random": self.random,
@@ -140,8 +142,10 @@ class Recorder(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put chance where it was; from now on, stop in an orderly way."""
         self._listen(trainer)
+        device = trainer.strategy.root_device
         if self.random:
-            resume.set_random_state(self.random, trainer.strategy.root_device)
+            resume.set_random_state(self.random, device)
+        self.random = self.random or resume.random_state(device)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any

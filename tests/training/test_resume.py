@@ -1,6 +1,5 @@
 """A run that was interrupted, anywhere and more than once, ends as one that never was."""
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def interrupt_at(
     def counted(self: Recorder, *args: Any, **kwargs: Any) -> None:
         calls[0] += 1
         if calls[0] == call:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         real(self, *args, **kwargs)
 
     monkeypatch.setattr(Recorder, hook, counted)
@@ -242,6 +241,35 @@ def test_going_back_to_the_best_step_forgets_what_came_after(run: Run, text: str
     done = run("fit", "--ckpt_path=best", "--trainer.max_steps=8")
     assert done.code == 0, done.err
     assert list(curves(run_folder())["loss/val"]) == [0, 4, 5, 8]
+
+
+# elsewhere
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="SLURM runs on Linux")
+def test_a_requeued_slurm_job_goes_on_where_it_was(
+    run: Run, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole(run, GPT)
+    job = {"JOB_ID": "1", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0"}
+    for name, value in (job | {"NODEID": "0", "NTASKS_PER_NODE": "1"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr("lightning.pytorch.trainer.connectors.signal_connector.call", lambda _: 0)
+    real = Recorder.on_train_batch_end
+
+    def requeue(self: Recorder, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step in (3, 5):
+            signal.raise_signal(signal.SIGUSR1 if trainer.global_step == 3 else signal.SIGTERM)
+        real(self, trainer, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "on_train_batch_end", requeue)
+        assert run("fit", *GPT, *SHORT, *EVERY).code == 143
+    assert Path("hpc_ckpt_1.ckpt").is_file()
+    again = whole(run, GPT)  # the same command, which SLURM starts again
+    assert "from step 3 on" in again.out
+    for name in ("state_dict", "optimizer_states", "lr_schedulers", "run"):
+        assert different(content(0)[name], content(2)[name]) == []
 
 
 # the end of a run
