@@ -162,9 +162,9 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Find mistakes before anything is written; find the checkpoint to go on from."""
-        self.datamodule.prepare_data()
-        if self.start:
+        if self.start:  # first, since no stand-in need be downloaded
             self.datamodule.follow(self.start.about["CharacterData"])
+        self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self.datamodule.check_batch_size(self.trainer)
         vocabulary = self.datamodule.tokenizer.vocabulary
@@ -239,8 +239,8 @@ def run(command: str, options: list[str], cli: type[CLI] = CLI) -> CLI:
             )
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
-    except SIGTERMException as end:  # it came before the recorder could listen
-        raise Interrupted("stopped by SIGTERM before the first step", 143) from end
+    except SIGTERMException as end:  # before the recorder listened, or on several devices
+        raise Interrupted("stopped by SIGTERM; kept up to the last evaluation", 143) from end
     except SystemExit as end:
         if end.code == 1:  # how Lightning ends the process after Ctrl-C
             raise KeyboardInterrupt from None

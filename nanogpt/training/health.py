@@ -69,21 +69,23 @@ def check_finite(trainer: L.Trainer) -> None:
     tensors += trainer.lightning_module.parameters()
     device = trainer.strategy.root_device
     if not torch.stack([torch.isfinite(t).all().to(device) for t in tensors]).all():
-        raise sick(trainer.lightning_module, trainer.global_step)
+        raise sick(trainer.lightning_module, trainer.global_step - 1, "result")
 
 
-def sick(model: L.LightningModule, step: int) -> UserError:
-    """Return the error of a run whose loss is not finite at the batch of a step (from 0).
+def sick(model: L.LightningModule, step: int, what: str = "") -> UserError:
+    """Return the error of a run in which something of a step (from 0) is not finite.
 
-    Where the weights were not finite any more by then, it was the step before that did it.
+    By default that is the loss; or, where the weights were not finite any more by then, the
+    gradient of the step before.
     """
     trainer, data = model.trainer, model.trainer.datamodule  # type: ignore[attr-defined]
-    if step and not all(torch.isfinite(weight).all() for weight in model.parameters()):
-        step, what = step - 1, "gradient"
-        if trainer.global_step > step + 1:  # noticed later, on a GPU
-            step, what = step + 1, "loss, or the gradient before it,"
-    else:
+    if not what:
         what = "loss"
+        if step and not all(torch.isfinite(weight).all() for weight in model.parameters()):
+            if trainer.global_step > step:  # noticed later, on a GPU
+                what = "loss, or the gradient before it,"
+            else:
+                step, what = step - 1, "gradient"
     high = len(data.splits["train"]) - data.block_size
     offsets = batch_offsets(data.seed, step, data.batch_size, high).tolist()
     return UserError(
