@@ -7,7 +7,7 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 
-from nanogpt.errors import UserError
+from nanogpt.errors import Interrupted, UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 COMMANDS = ("fit", "validate", "predict", "score", "ladder")
@@ -29,18 +29,26 @@ can be given as an option, which wins:
   python cli.py fit --config configs/gpt10m.yaml --model.dropout 0.1 --trainer.max_steps 1000
   python cli.py fit --config configs/quickstart.yaml --data.corpus my.txt
 
+A run that was stopped, by whatever, goes on where it was; one that is done, with more steps:
+
+  python cli.py fit --ckpt_path last
+  python cli.py fit --ckpt_path last --trainer.max_steps 3000
+
 Options of a command: python cli.py COMMAND --help
 Curves of all runs:   tensorboard --logdir lightning_logs
 """
 
 
 def main(argv: list[str]) -> int:
-    """Run one command line; return the exit code: 0, or 2 for a user's mistake."""
+    """Run one command line; return the exit code: 0, 2 for a user's mistake, or a signal's."""
     prepare_streams()
     try:
         return dispatch(argv)
     except UserError as error:
         return fail(str(error))
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.code
     except BrokenPipeError:  # `| head` has seen enough: a quiet end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return fail("training ended with what read its output") if argv[:1] == ["fit"] else 0
@@ -54,9 +62,9 @@ def main(argv: list[str]) -> int:
             way_out = "run in a folder that you may write to, or set --trainer.default_root_dir"
         else:
             raise
-        return fail(
-            f"{error.strerror}{f' at {error.filename}' if error.filename else ''}: {way_out}"
-        )
+        where = f" at {error.filename}" if error.filename else ""
+        needs = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
+        return fail(f"{error.strerror}{where}{needs}: {way_out}")
 
 
 def prepare_streams() -> None:
@@ -81,7 +89,7 @@ def dispatch(argv: list[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else "see python cli.py --help"
         raise UserError(f"no command {command!r}; {hint}")
     named = {option.split("=")[0] for option in options}
-    if command == "fit" and not named & {"-c", "--config", "-h", "--help"}:
+    if command == "fit" and not named & {"-c", "--config", "--ckpt_path", "-h", "--help"}:
         raise UserError(f"fit needs a config, `--config FILE`, one of:\n{config_list()}")
     if command == "predict":
         from nanogpt.generation import predict

@@ -44,10 +44,10 @@ def newest_run(logs: Path = LOGS) -> Run:
     )
 
 
-def find_checkpoint(ckpt_path: str = "best") -> Path:
+def find_checkpoint(ckpt_path: str = "best", of_folder: str = "best") -> Path:
     """Return the checkpoint that is meant: by ``best`` or ``last`` of the newest run, or a path.
 
-    A path may also be that of a run's folder, whose best checkpoint it then stands for.
+    A path may also be that of a run's folder, whose best or last checkpoint it then stands for.
 
     Raises:
         UserError: if there is no such checkpoint.
@@ -57,7 +57,7 @@ def find_checkpoint(ckpt_path: str = "best") -> Path:
         assert found is not None
         return found
     path = Path(ckpt_path)
-    if path.is_dir() and (found := Run(path).checkpoint()):
+    if path.is_dir() and (found := Run(path).checkpoint(of_folder)):
         return found
     if not path.is_file():
         raise UserError(

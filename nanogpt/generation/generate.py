@@ -9,11 +9,11 @@ from torch import Tensor
 from nanogpt.generation.decoding import Context, decode
 from nanogpt.generation.loading import load_model
 from nanogpt.generation.sampling import SamplingRule, chances
+from nanogpt.generation.sound import sound_checkpoint
 from nanogpt.generation.stopping import Stops
 from nanogpt.generation.weights import Weights, set_weights
 from nanogpt.hardware import best_device
 from nanogpt.models import Net
-from nanogpt.runs import find_checkpoint
 from nanogpt.text.tokenizer import Tokenizer
 
 STREAMS_ON_A_CPU = 64  # samples that share a pass: more gain no speed there, and take memory
@@ -42,7 +42,7 @@ def load(
     Raises:
         UserError: if there is no such checkpoint, or its weights cannot be had in that form.
     """
-    model, tokenizer = load_model(find_checkpoint(ckpt_path))
+    model, tokenizer = load_model(sound_checkpoint(ckpt_path))
     return TextModel(set_weights(model, weights, device or best_device()), tokenizer)
 
 

@@ -12,12 +12,12 @@ from nanogpt.errors import UserError
 from nanogpt.generation.decoding import Context
 from nanogpt.generation.generate import TextModel, generate, generate_many, load
 from nanogpt.generation.sampling import SamplingRule
+from nanogpt.generation.sound import sound_checkpoint
 from nanogpt.generation.stopping import Stops
 from nanogpt.generation.weights import Weights
 from nanogpt.hardware import keep_memory
 from nanogpt.notices import notice
 from nanogpt.parsing import explain
-from nanogpt.runs import find_checkpoint
 from nanogpt.text.files import read_text
 from nanogpt.text.tokenizer import OnUnknown, Tokenizer
 
@@ -92,7 +92,7 @@ def predict(
     announce_unused(rule, encoding if prompt_file is None else "utf-8")
     if prompt_file is not None:
         prompt = read_text(prompt_file, encoding, "the prompt", "--prompt_file")[1]
-    checkpoint = find_checkpoint(ckpt_path)
+    checkpoint = sound_checkpoint(ckpt_path)
     keep_memory()
     model = load(str(checkpoint), weights)
     prompt = known(prompt, model.tokenizer, on_unknown)

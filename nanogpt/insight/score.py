@@ -14,12 +14,12 @@ from nanogpt.atomic import write_atomically
 from nanogpt.errors import UserError
 from nanogpt.generation.generate import start_ids
 from nanogpt.generation.loading import load_model
+from nanogpt.generation.sound import sound_checkpoint
 from nanogpt.hardware import best_device
 from nanogpt.insight.characters import one_line, visible
 from nanogpt.insight.page import MARK, Summary, page
 from nanogpt.insight.surprisal import Surprisal, surprisal
 from nanogpt.parsing import explain
-from nanogpt.runs import find_checkpoint
 from nanogpt.text.files import read_text
 from nanogpt.text.tokenizer import OnUnknown, Tokenizer
 
@@ -67,7 +67,7 @@ def score(
     """
     target = None if html is None else page_target(html)
     name, content = read_text(text, encoding, "the text", "--text")
-    checkpoint = find_checkpoint(ckpt_path)
+    checkpoint = sound_checkpoint(ckpt_path)
     model, tokenizer = load_model(checkpoint)
     places = known_places(content, tokenizer, on_unknown)
     ids = tokenizer.encode("".join(content[place] for place in places))

@@ -61,7 +61,7 @@ def write_card(
 def facts_of(trainer: L.Trainer, data: CharacterData, recorder: Recorder) -> dict[str, str]:
     """Return what a card says of a run, in words."""
     lowest, corpus = best(recorder.history), data.corpus
-    resumed = f", from step {recorder.first_step:,} on" if recorder.first_step else ""
+    resumed = f", resumed at step {recorder.first_step:,}" if recorder.first_step else ""
     stands_in = f", standing in for {corpus.stands_in_for}" if corpus.stands_in_for else ""
     return {
         "best val loss": f"{lowest.val:.4f} nats per character at step {lowest.step:,} (perplexity "

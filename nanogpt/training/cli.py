@@ -10,22 +10,30 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from nanogpt.errors import UserError
+from nanogpt.atomic import write_atomically
+from nanogpt.errors import Interrupted, UserError
 from nanogpt.generation.loading import read_checkpoint
 from nanogpt.notices import notice
 from nanogpt.parsing import explain
-from nanogpt.runs import find_checkpoint
 from nanogpt.training import callbacks, machine, report
+from nanogpt.training.bar import StepBar
 from nanogpt.training.card import write_card
-from nanogpt.training.checkpoints import AtomicCheckpointIO, best_and_last
+from nanogpt.training.checkpoints import AtomicCheckpointIO, Keeper
 from nanogpt.training.data import CharacterData
 from nanogpt.training.module import LanguageModel
 from nanogpt.training.quiet import quiet_lightning
-from nanogpt.training.settings import changed_settings, check_steps, validate_options
+from nanogpt.training.resume import find_start
+from nanogpt.training.settings import (
+    changed_settings,
+    check_steps,
+    fit_options,
+    validate_options,
+)
 
 TRAINER_DEFAULTS = {
     "devices": 1,
@@ -94,9 +102,16 @@ class CLI(LightningCLI):
             check_steps(self.settings)
         elif self.settings.trainer.limit_val_batches == 0:
             raise UserError("validate needs an evaluation: leave --trainer.limit_val_batches out")
+        self.start = find_start(self.settings, self.dump()) if self.command == "fit" else None
         self.settings.data.seed = int(self.settings.seed_everything)  # true has become a number
         self.settings.data.vocabulary = self.settings.model.vocabulary
         machine.prepare()
+
+    def dump(self) -> str:
+        """Return the whole configuration as YAML, to be repeated from the beginning."""
+        settings = self.settings.clone()
+        settings.ckpt_path = None
+        return self._parser(self.command).dump(settings, skip_none=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with this project's logger and callbacks."""
@@ -132,26 +147,28 @@ class CLI(LightningCLI):
         if config.logger is False:
             notice("no logger: this run leaves no folder, no curves and no checkpoint")
             config.enable_checkpointing = False
+        config.callbacks = _listed(config.callbacks)
+        keeper = None if config.enable_checkpointing is False else Keeper()
+        # Lightning need not add its own; one that is given may keep more
+        config.enable_checkpointing = any(isinstance(c, Checkpoint) for c in config.callbacks)
         self.recorder = callbacks.Recorder(
             # not parser.save, which changes the working folder while TensorBoard writes
-            lambda path: path.write_text(
-                self._parser(self.command).dump(self.settings, skip_none=False), encoding="utf-8"
-            ),
+            lambda path: write_atomically(path, self.dump().encode()),
             self.introduce,
+            keeper,
+            bool(self.start and self.start.run),
         )
-        ours: list[Callback] = [self.recorder]
+        config.callbacks.append(self.recorder)
         config.enable_progress_bar = config.enable_progress_bar is not False and sys.stderr.isatty()
         if config.enable_progress_bar:
-            ours.append(callbacks.StepBar(self.title))
-        if config.enable_checkpointing is not False:
-            ours += best_and_last()
+            config.callbacks.append(StepBar(self.title))
         config.profiler = config.profiler or machine.NoProfiler()
-        config.callbacks = _listed(config.callbacks) + ours
         config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
 
     def tensorboard(self, root: str) -> TensorBoardLogger:
-        """Return the logger of a run in a new folder of its own, ``lightning_logs/version_N``."""
-        return TensorBoardLogger(root, default_hp_metric=False, flush_secs=10)
+        """Return the logger of a run: in its folder, or a new one, ``lightning_logs/version_N``."""
+        found = self.start.logger() if self.start else None
+        return found or TensorBoardLogger(root, default_hp_metric=False, flush_secs=10)
 
     def introduce(self, trainer: L.Trainer, model: LanguageModel, data: CharacterData) -> None:
         """Say what is about to be trained."""
@@ -159,16 +176,19 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Find mistakes before anything is written; find the checkpoint to go on from."""
+        if self.start:  # first, since no stand-in need be downloaded
+            self.datamodule.follow(self.start.about["CharacterData"])
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self.datamodule.check_batch_size(self.trainer)
+        vocabulary = self.datamodule.tokenizer.vocabulary
         with torch.device("meta"):  # which takes no memory and draws no random numbers
-            net = self.model.build(len(self.datamodule.tokenizer.vocabulary))
+            net = self.model.build(len(vocabulary))
         machine.check_memory(sum(weight.nbytes for weight in net.parameters()))
-        if (given := self.settings.ckpt_path) is not None:
-            checkpoint = find_checkpoint(given)
-            read_checkpoint(checkpoint)
-            self.config_init[self.command].ckpt_path = str(checkpoint)
+        if self.start:
+            self.model.hparams["vocabulary"] = self.model.hparams["vocabulary"] or vocabulary
+            self.model.on_load_checkpoint(self.start.about)
+            self.config_init[self.command].ckpt_path = str(self.start.checkpoint)
             self.config_init[self.command].weights_only = True
 
     def after_fit(self) -> None:
@@ -209,10 +229,11 @@ def run(command: str, options: list[str], cli: type[CLI] = CLI) -> CLI:
 
     Raises:
         UserError: for whatever the user can mend.
-        KeyboardInterrupt: after Ctrl-C, once Lightning has wound up.
+        Interrupted: after Ctrl-C or SIGTERM, once the step is done and saved.
+        KeyboardInterrupt: after a Ctrl-C that cannot wait, once Lightning has wound up.
     """
-    if command == "validate" and not {"-h", "--help"} & set(options):
-        options = validate_options(options)
+    if not {"-h", "--help"} & set(options):
+        options = {"fit": fit_options, "validate": validate_options}[command](options)
     cli.command = command
     try:
         with warnings.catch_warnings(), quiet_lightning():
@@ -233,6 +254,8 @@ def run(command: str, options: list[str], cli: type[CLI] = CLI) -> CLI:
             )
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
+    except SIGTERMException as end:  # before the recorder listened, or on several devices
+        raise Interrupted("stopped by SIGTERM; kept up to the last evaluation", 143) from end
     except SystemExit as end:
         if end.code == 1:  # how Lightning ends the process after Ctrl-C
             raise KeyboardInterrupt from None

@@ -65,6 +65,10 @@ class CharacterData(L.LightningDataModule):
     def use(self, vocabulary: str, trained_on: dict[str, str | None]) -> None:
         """Take the vocabulary of a checkpoint, and its stand-in for the corpus, if it had one."""
         self.vocabulary = vocabulary
+        self.follow(trained_on)
+
+    def follow(self, trained_on: dict[str, str | None]) -> None:
+        """Read what a checkpoint was trained on, also where it stood in for the corpus."""
         name = trained_on.get("name")
         if name and trained_on.get("stands_in_for") == self.corpus_name:
             self.corpus_name = name

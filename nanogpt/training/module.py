@@ -12,7 +12,8 @@ from torchmetrics import MeanMetric
 
 from nanogpt.errors import UserError
 from nanogpt.models import SETTINGS, Net, build_model
-from nanogpt.training.optimizer import Schedule, adamw, learning_rate_factor
+from nanogpt.training.health import Watch
+from nanogpt.training.optimizer import Schedule, adamw, is_scheduled, learning_rate_factor
 
 
 class LanguageModel(L.LightningModule):
@@ -69,6 +70,7 @@ class LanguageModel(L.LightningModule):
         # a loss that is not a number stays one: the default would leave its batch out
         self.val_loss, self.train_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(2))
         self.evaluation: dict[str, float] = {}
+        self.watch = Watch()
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the name of each hook that it runs, forty times a step; a module's own
@@ -116,8 +118,14 @@ class LanguageModel(L.LightningModule):
         return self.net(ids)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the mean loss, in nats per character, over a batch of (B, T) ids and targets."""
-        return mean_loss(self(batch[0]), batch[1])
+        """Return the mean loss, in nats per character, over a batch of (B, T) ids and targets.
+
+        Raises:
+            UserError: on a CPU, if it is not finite; a GPU's is looked at later.
+        """
+        loss = mean_loss(self(batch[0]), batch[1])
+        self.watch.see(self, loss)
+        return loss
 
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
@@ -149,7 +157,7 @@ class LanguageModel(L.LightningModule):
         optimizer = adamw(
             self.net.parameters(), h["learning_rate"], tuple(h["betas"]), h["weight_decay"], fused
         )
-        if h["schedule"] == "constant" and not h["warmup_steps"]:
+        if not is_scheduled(h):
             return optimizer
         factor = partial(
             learning_rate_factor,

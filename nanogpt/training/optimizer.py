@@ -1,13 +1,18 @@
 """The optimizer and the learning rate as a function of the step."""
 
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import AdamW
 
 Schedule = Literal["constant", "cosine"]
+
+
+def is_scheduled(settings: Mapping[str, Any]) -> bool:
+    """Whether the learning rate changes at all with a model's settings."""
+    return bool(settings["schedule"] != "constant" or settings["warmup_steps"])
 
 
 def learning_rate_factor(

@@ -18,8 +18,6 @@ def quiet_lightning() -> Iterator[None]:
         logger.setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
-    # a run that goes on from a checkpoint has a folder, and so a best checkpoint, of its own
-    warnings.filterwarnings("ignore", message="The dirpath has changed")
     warnings.showwarning = lambda message, *_args, **_kwargs: notice(str(message))
     # what goes wrong in TensorBoard's writing thread is raised again in the main thread
     hook = threading.excepthook

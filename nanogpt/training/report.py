@@ -55,13 +55,15 @@ def introduce(trainer: L.Trainer, model: LanguageModel, data: CharacterData) -> 
     device = trainer.strategy.root_device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     folder = f", in {Path(trainer.log_dir)}" if trainer.logger and trainer.log_dir else ""
-    model.print(f"training on {where} in {trainer.precision}{folder}")
+    begun = f", from step {trainer.global_step} on" if trainer.global_step else ""
+    model.print(f"training on {where} in {trainer.precision}{folder}{begun}")
     if device.type != "cpu":
         return
     flop_per_step = 6 * n_parameters * data.batch_size * data.block_size
     use_few_threads(flop_per_step)
-    if flop_per_step * trainer.max_steps > LONG_ON_A_CPU:
-        hours = seconds_per_step(trainer, model, data) * trainer.max_steps / 3600
+    steps = trainer.max_steps - trainer.global_step
+    if flop_per_step * steps > LONG_ON_A_CPU:
+        hours = seconds_per_step(trainer, model, data) * steps / 3600
         model.print(
             f"this will take about {hours:.1f} hours on this CPU; configs/quickstart.yaml "
             "trains a smaller model in three minutes"

@@ -3,13 +3,15 @@
 import json
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 
 from nanogpt.errors import UserError
 from nanogpt.generation.loading import read_checkpoint
-from nanogpt.runs import find_checkpoint, run_of
+from nanogpt.generation.sound import sound_checkpoint
+from nanogpt.runs import run_of
 
-LINKED = ("config", "data.block_size", "data.seed")  # which other settings give
+LINKED = ("config", "ckpt_path", "data.block_size", "data.seed")  # which other settings give
 
 
 def check_steps(settings: Namespace) -> None:
@@ -44,12 +46,7 @@ def check_steps(settings: Namespace) -> None:
 
 def validate_options(options: list[str]) -> list[str]:
     """Put the run's own config before the given options, and its checkpoint after them."""
-    chosen = "best"
-    for place, option in enumerate(options):
-        name, _, value = option.partition("=")
-        if name == "--ckpt_path":
-            chosen = value or "".join(options[place + 1 : place + 2])
-    checkpoint = find_checkpoint(chosen)
+    checkpoint = sound_checkpoint(given_checkpoint(options) or "best")
     if found := run_of(checkpoint):
         config = str(found.config)
     else:
@@ -60,6 +57,58 @@ def validate_options(options: list[str]) -> list[str]:
         del data["block_size"]  # the model's
         config = json.dumps({"seed_everything": seed, "model": model, "data": data})
     return ["--config", config, *options, "--ckpt_path", str(checkpoint), "--verbose", "false"]
+
+
+def fit_options(options: list[str]) -> list[str]:
+    """Do the same for a run that goes on; the options of one that does not stay as they are.
+
+    Raises:
+        UserError: if there is no such checkpoint, or neither a run nor a config to go with it.
+    """
+    given = given_checkpoint(options)
+    if given in (None, "null"):
+        return options
+    checkpoint = sound_checkpoint(given, of_folder="last")
+    path = ["--ckpt_path", str(checkpoint)]
+    if found := run_of(checkpoint):
+        return ["--config", str(found.config), *options, *path]
+    if not {option.partition("=")[0] for option in options} & {"-c", "--config"}:
+        raise UserError(
+            f"{checkpoint} does not lie in the folder of a run: say how to go on from it, with "
+            "--config FILE"
+        )
+    return [*options, *path]
+
+
+def given_checkpoint(options: list[str]) -> str | None:
+    """Return what ``--ckpt_path`` is given, if it is."""
+    chosen = None
+    for place, option in enumerate(options):
+        name, _, value = option.partition("=")
+        if name == "--ckpt_path":
+            chosen = value or "".join(options[place + 1 : place + 2])
+    return chosen
+
+
+def differences(saved: str, now: str) -> list[str]:
+    """Name the settings in which a run's configuration, as YAML, is not what it was.
+
+    Returns: lines such as ``trainer.max_steps 3000 instead of the run's 1500``.
+    """
+    was, given = flat(yaml.safe_load(saved)), flat(yaml.safe_load(now))
+    return [
+        f"{name} {given[name]!r} instead of the run's {was[name]!r}"
+        for name in given
+        if name in was and name not in LINKED and given[name] != was[name]
+    ]
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested settings by their full names."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    names = {name: f"{prefix}.{name}" if prefix else str(name) for name in tree}
+    return {k: v for name, value in tree.items() for k, v in flat(value, names[name]).items()}
 
 
 def changed_settings(settings: Namespace, defaults: Namespace) -> dict[str, Any]:

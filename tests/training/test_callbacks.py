@@ -16,6 +16,7 @@ from nanogpt.generation.generate import sample_text
 from nanogpt.generation.loading import load_model
 from nanogpt.insight.ngrams import NAMES
 from nanogpt.training import callbacks, report
+from nanogpt.training.bar import StepBar
 from nanogpt.training.data import CharacterData
 from nanogpt.training.module import LanguageModel
 from tests.commands import Run
@@ -210,7 +211,7 @@ def test_a_step_is_measured_on_a_sixteenth_of_a_batch_by_the_fastest_of_three(
 
 @pytest.mark.parametrize(("parts", "moves"), [(1, [1, 2, 3]), (2, [0, 1, 1, 2, 2, 3])])
 def test_the_bar_counts_optimizer_steps(parts: int, moves: list[int]) -> None:
-    bar = callbacks.StepBar()
+    bar = StepBar()
     trainer = SimpleNamespace(max_steps=8, global_step=5, accumulate_grad_batches=parts)
     bar.on_train_start(trainer, None)  # type: ignore[arg-type]
     assert bar.bar is not None

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from nanogpt.training.checkpoints import AtomicCheckpointIO
-from tests.commands import CONFIGS, TINY, Run
+from tests.commands import Run
 
 ROOT = Path(__file__).parents[2]
 KEPT = Path("lightning_logs/version_0/checkpoints")
@@ -34,19 +33,6 @@ def test_last_is_the_last_also_when_the_loss_rises(fit: Run) -> None:
     assert step_of(KEPT / "best.ckpt") < 60
 
 
-def test_a_run_goes_on_to_the_weights_of_one_never_interrupted(fit: Run) -> None:
-    steady = "--model.schedule=constant"
-    fit(steady, "--trainer.max_steps=8")
-    fit(steady, "--trainer.max_steps=4")
-    assert fit(steady, "--trainer.max_steps=8", "--ckpt_path=last").code == 0
-    whole, resumed = (
-        torch.load(f"lightning_logs/version_{run}/checkpoints/last.ckpt", weights_only=True)
-        for run in (0, 2)
-    )
-    for name, weight in whole["state_dict"].items():
-        assert torch.equal(weight, resumed["state_dict"][name]), name
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -61,10 +47,13 @@ def test_what_a_run_cannot_go_on_from_gets_one_line(
 ) -> None:
     fit()
     Path("other.txt").write_text("xyz" * 1000, encoding="utf-8")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     outcome = fit("--trainer.max_steps=8", *options)
     assert outcome.code == 2
-    assert says in outcome.err
-    assert outcome.err.count("\n") == 1
+    *notices, error = outcome.err.splitlines()
+    assert says in error
+    assert all(line.startswith("notice: ") for line in notices)
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_whole(
@@ -84,7 +73,36 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_full_disk_ends_a_run_in_one_line(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="it has other names there")
+def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on_once_there_is_room(
+    fit: Run, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, checkpoints = os.fsync, [0]
+
+    def full(file: int) -> None:
+        if Path(f"/proc/self/fd/{file}").readlink().name == "last.ckpt":
+            checkpoints[0] += 1
+            if checkpoints[0] == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    outcome = fit()
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: No space left on device at ")
+    needed = (KEPT / "last.ckpt").stat().st_size / 1e6
+    assert f"last.ckpt, which takes {needed:.1f} MB" in outcome.err
+    assert f"stopped at step 6; the last good checkpoint is {KEPT / 'last.ckpt'}" in outcome.err
+    assert "python cli.py fit --ckpt_path last" in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert step_of(KEPT / "last.ckpt") == 4
+    assert run("fit", "--ckpt_path=last").code == 0
+    assert step_of(KEPT / "last.ckpt") == 6
+
+
+def test_a_disk_that_is_full_from_the_beginning_is_said_in_one_line(
+    fit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -92,30 +110,50 @@ def test_a_full_disk_ends_a_run_in_one_line(fit: Run, monkeypatch: pytest.Monkey
     outcome = fit()
     assert outcome.code == 2
     assert outcome.err.startswith("error: No space left on device at ")
-    assert "best.ckpt" in outcome.err
+    assert "config.yaml" in outcome.err
     assert outcome.err.count("\n") == 1
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent in another way there")
-def test_ctrl_c_ends_a_run_quietly(text: str) -> None:
-    config = ("--config", str(CONFIGS / "quickstart.yaml"), f"--data.corpus={text}")
-    steps = ("--trainer.max_steps=1000000", "--trainer.val_check_interval=5")
-    command = [sys.executable, str(ROOT / "cli.py"), "fit", *config, *TINY, *steps]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        for line in process.stdout:
-            if line.startswith("step 10:"):
-                process.send_signal(signal.SIGINT)
-                break
-        process.stdout.read()
-        error = process.stderr.read()
-    assert process.returncode == 130
-    assert "Traceback" not in error
-    assert "last.ckpt" in error
-    assert step_of(KEPT / "last.ckpt") >= 5
+def test_what_a_kill_left_of_writing_is_swept_and_nothing_else(fit: Run, run: Run) -> None:
+    fit("--trainer.max_steps=2")
+    ours, theirs = KEPT / ".partial-ab12_xyz", KEPT / ".partial-of-mine"
+    for folder in (ours, theirs):
+        folder.mkdir()
+        (folder / "last.ckpt").write_bytes(b"half")
+    assert run("fit", "--ckpt_path=last", "--trainer.max_steps=4").code == 0
+    assert not ours.exists()
+    assert theirs.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", None])
+def test_a_damaged_checkpoint_gives_way_to_the_other(
+    fit: Run, run: Run, content: bytes | None
+) -> None:
+    fit()
+    damage(KEPT / "last.ckpt", content)
+    outcome = run("fit", "--ckpt_path=last", "--trainer.max_steps=8")
+    assert outcome.code == 0, outcome.err
+    assert "last.ckpt is damaged" in outcome.err.splitlines()[0]
+    assert step_of(KEPT / "last.ckpt") == 8
+    damage(KEPT / "best.ckpt", content)
+    for command in (["predict", "--max_new_tokens=1"], ["validate"]):
+        outcome = run(*command)
+        assert outcome.code == 0, outcome.err
+        assert f"best.ckpt is damaged: {KEPT / 'last.ckpt'} takes its place" in outcome.err
+    named = run("predict", f"--ckpt_path={KEPT / 'best.ckpt'}")
+    assert named.code == 2  # nothing stands in for one that is named
+    damage(KEPT / "last.ckpt", content)
+    for command in (["predict"], ["validate"], ["fit", "--ckpt_path=last"]):
+        outcome = run(*command)
+        assert outcome.code == 2
+        assert outcome.err.count("\n") == 1
+        assert "neither " in outcome.err
+
+
+def damage(path: Path, content: bytes | None) -> None:
+    """Replace a file's content; by its first half, without one."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no head there")

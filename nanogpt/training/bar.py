@@ -1,0 +1,63 @@
+"""The progress bar: one over all optimizer steps."""
+
+import sys
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+
+class StepBar(ProgressBar):
+    """One bar over all optimizer steps, with the time left, on a terminal's stderr.
+
+    Args:
+        title: what stands before the bar.
+    """
+
+    def __init__(self, title: str = "") -> None:
+        super().__init__()
+        self.title = title
+        self.is_enabled = True
+        self.bar: tqdm[Any] | None = None
+
+    def disable(self) -> None:
+        """Show nothing: Lightning calls it on all processes but the first."""
+        self.is_enabled = False
+
+    def enable(self) -> None:
+        """Show the bar again."""
+        self.is_enabled = True
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        """Print a line to stdout, above the bar."""
+        tqdm.write(sep.join(map(str, args)), file=sys.stdout)
+        sys.stdout.flush()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar where the run stands."""
+        self.bar = tqdm(
+            desc=self.title or None,
+            total=trainer.max_steps if trainer.max_steps > 0 else None,
+            initial=trainer.global_step,
+            unit="step",
+            disable=not self.is_enabled,
+            dynamic_ncols=True,
+            leave=False,
+        )
+        self.step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Move on, once an optimizer step is done."""
+        if self.bar is not None and not self.bar.disable:
+            self.bar.update(trainer.global_step - self.step)
+            self.step = trainer.global_step
+
+    def on_train_end(self, *args: Any) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
+        """Take the bar away, so that the error stands alone."""
+        self.on_train_end()

@@ -1,0 +1,149 @@
+"""Going on from a checkpoint, to the bit: where the run stands, and what of it is still owed.
+
+A checkpoint holds a completed optimizer step. Which windows come next, where Lightning's
+loops stand and what the learning rate is, all follow from that step's number and the settings;
+so they are worked out here, and what Lightning saves of its loops is left out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from nanogpt.errors import UserError
+from nanogpt.generation.loading import read_checkpoint
+from nanogpt.generation.sound import sound_checkpoint
+from nanogpt.notices import notice
+from nanogpt.runs import Run, run_of
+from nanogpt.training.checkpoints import command
+from nanogpt.training.optimizer import is_scheduled, learning_rate_factor
+from nanogpt.training.settings import differences
+
+KEY = "run"  # in a checkpoint: what the recorder keeps
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run goes on from: a checkpoint, and the run that it lies in, if it lies in one.
+
+    ``owed`` says that the evaluation of its step is due and was not recorded; ``about`` is what
+    the checkpoint says of its model and its text.
+    """
+
+    checkpoint: Path
+    run: Run | None
+    step: int
+    owed: bool
+    about: dict[str, Any]
+
+    def logger(self) -> TensorBoardLogger | None:
+        """Return the logger that goes on with the run's curves, if it lies in a run.
+
+        TensorBoard is to forget what was logged after the checkpoint; and at its step, if the
+        evaluation of that is done again.
+        """
+        if not self.run:
+            return None
+        folder, forget = self.run.folder, self.step if self.owed else self.step + 1
+        place = (str(folder.parent.parent), folder.parent.name, folder.name)
+        return TensorBoardLogger(*place, default_hp_metric=False, flush_secs=10, purge_step=forget)
+
+
+def find_start(settings: Namespace, written: str) -> Start | None:
+    """Return what to go on from, if anything, and say which settings are other ones now.
+
+    Args:
+        settings: of ``fit``.
+        written: the same as YAML.
+
+    Raises:
+        UserError: if it is no checkpoint, or nothing is left to do.
+    """
+    if not settings.ckpt_path:
+        return None
+    checkpoint, trainer = sound_checkpoint(settings.ckpt_path, "last"), settings.trainer
+    content, run = read_checkpoint(checkpoint), run_of(checkpoint)
+    run = near(run) if run else None
+    step, last = content["global_step"], trainer.max_steps
+    evaluates = trainer.limit_val_batches != 0
+    owed = evaluates and is_owed(content, trainer.val_check_interval, last)
+    if 0 <= last <= step and not (owed and step == last):
+        way_on = f"`{command(run)} --trainer.max_steps MORE`" if run else "--trainer.max_steps MORE"
+        raise UserError(f"{checkpoint} is at step {step} of {last} already: go on with {way_on}")
+    if run:
+        for line in differences(run.config.read_text(encoding="utf-8"), written):
+            notice(line)
+    about = {name: content[name] for name in ("hyper_parameters", "CharacterData")}
+    return Start(checkpoint, run, step, owed, about)
+
+
+def near(run: Run) -> Run:
+    """Name a run's folder as one would from here."""
+    here = Path.cwd()
+    inside = run.folder.is_relative_to(here)
+    return Run(run.folder.relative_to(here)) if inside else run
+
+
+def is_owed(content: Mapping[str, Any], interval: int, max_steps: int) -> bool:
+    """Whether the evaluation of a checkpoint's step is due, every so many steps, and missing."""
+    step = content["global_step"]
+    recorded = [losses[0] for losses in content.get(KEY, {}).get("history", ())]
+    return (step % interval == 0 or step == max_steps) and step not in recorded
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of the generators that training draws from: a CPU's and the device's."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put generators where they were; one that was not saved stays as it is."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"].cpu())
+
+
+def set_position(trainer: L.Trainer, step: int) -> None:
+    """Set the counters of Lightning's loops to the end of an optimizer step."""
+    loop = trainer.fit_loop.epoch_loop
+    batches = step * trainer.accumulate_grad_batches
+    stages = ("ready", "started", "processed", "completed")
+    loop.batch_progress.total.load_state_dict(dict.fromkeys(stages, batches))
+    steps = loop.automatic_optimization.optim_progress.optimizer.step.total
+    steps.ready = steps.completed = step
+    loop.on_load_checkpoint({"_batches_that_stepped": step})
+
+
+def use_settings(trainer: L.Trainer, settings: Mapping[str, Any], content: dict[str, Any]) -> None:
+    """Let the optimizer's settings of now replace those in a checkpoint's content.
+
+    Args:
+        trainer: with its optimizer not yet built.
+        settings: of the model.
+        content: of the checkpoint, of which the optimizer and the scheduler will be loaded.
+    """
+    step, peak = content["global_step"], settings["learning_rate"]
+    schedule, warmup = settings["schedule"], settings["warmup_steps"]
+    rate = peak * learning_rate_factor(step, trainer.max_steps, schedule, warmup)
+    first = {"initial_lr": peak} if is_scheduled(settings) else {}  # a scheduler's own
+    for group in content["optimizer_states"][0]["param_groups"]:
+        group.pop("initial_lr", None)
+        group |= {"lr": rate, "betas": tuple(settings["betas"]), **first}
+        group["weight_decay"] = settings["weight_decay"]
+        group["fused"] = trainer.precision != "16-mixed"
+    scheduler = {"base_lrs": [peak], "last_epoch": step, "_step_count": step + 1}
+    scheduler |= {"_last_lr": [rate], "lr_lambdas": [None]}
+    content["lr_schedulers"] = [scheduler] if is_scheduled(settings) else []
