@@ -20,6 +20,7 @@ VALUES = 10**6  # in all: a short pickle can name one list a million times over
 DEPTH = 32
 DIMENSIONS = 8
 CHUNK = 2**20
+FOLDER = 0x10  # in a record's attributes
 ITEM_BYTES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2}
 ITEM_BYTES |= {"Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1}
 OPCODES = b"".join(
@@ -86,6 +87,8 @@ def check_records(archive: ZipFile, size: int) -> dict[str, int]:
     for record in records:
         if record.compress_type != ZIP_STORED or record.compress_size != record.file_size:
             raise ValueError("its records are compressed")
+        if record.is_dir() or record.external_attr & FOLDER:  # PyTorch would not read it
+            raise ValueError("a record is a folder")
     if sum(record.file_size for record in records) > size:
         raise ValueError("its records overlap")
     if len({record.filename.lower() for record in records}) < len(records):

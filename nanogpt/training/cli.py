@@ -29,20 +29,14 @@ from nanogpt.training.module import LanguageModel
 from nanogpt.training.quiet import quiet_lightning
 from nanogpt.training.resume import find_start
 from nanogpt.training.settings import (
+    TRAINER_DEFAULTS,
     changed_settings,
+    check_evaluation,
+    check_rooms,
     check_steps,
     fit_options,
     validate_options,
 )
-
-TRAINER_DEFAULTS = {
-    "devices": 1,
-    "max_epochs": -1,  # steps are what is counted
-    "val_check_interval": 500,
-    "check_val_every_n_epoch": None,  # over all steps, not within an epoch
-    "num_sanity_val_steps": -1,  # the whole evaluation, at step 0
-    "enable_model_summary": False,
-}
 
 
 class CLI(LightningCLI):
@@ -84,24 +78,14 @@ class CLI(LightningCLI):
                 f"a config is a YAML file in UTF-8, and one of these is not ({str(error)[:100]!r})"
             ) from error
         self.settings = self.config[self.command]
-        for name in ("model", "data", "trainer"):
-            if not isinstance(self.settings[name], Namespace):
-                raise UserError(f"{name} cannot be {self.settings[name]!r}; it takes settings")
-        if not 0 <= self.settings.seed_everything < 2**32:
-            raise UserError(
-                f"seed_everything must be a whole number from 0 to 2^32 - 1, not "
-                f"{self.settings.seed_everything}"
-            )
+        check_rooms(self.settings)
 
     def _parse_ckpt_path(self) -> None:
         """Keep a checkpoint's settings from silently replacing those that were given."""
 
     def before_instantiate_classes(self) -> None:
         """Check what counts optimizer steps, and prepare the machine."""
-        if self.command == "fit":
-            check_steps(self.settings)
-        elif self.settings.trainer.limit_val_batches == 0:
-            raise UserError("validate needs an evaluation: leave --trainer.limit_val_batches out")
+        (check_steps if self.command == "fit" else check_evaluation)(self.settings)
         self.start = find_start(self.settings, self.dump()) if self.command == "fit" else None
         self.settings.data.seed = int(self.settings.seed_everything)  # true has become a number
         self.settings.data.vocabulary = self.settings.model.vocabulary

@@ -11,7 +11,39 @@ from nanogpt.generation.loading import read_checkpoint
 from nanogpt.generation.sound import sound_checkpoint
 from nanogpt.runs import run_of
 
+TRAINER_DEFAULTS = {
+    "devices": 1,
+    "max_epochs": -1,  # steps are what is counted
+    "val_check_interval": 500,
+    "check_val_every_n_epoch": None,  # over all steps, not within an epoch
+    "num_sanity_val_steps": -1,  # the whole evaluation, at step 0
+    "enable_model_summary": False,
+}
 LINKED = ("config", "ckpt_path", "data.block_size", "data.seed")  # which other settings give
+
+
+def check_rooms(settings: Namespace) -> None:
+    """Check that model, data and trainer have settings, and that the seed is one.
+
+    Raises:
+        UserError: if not.
+    """
+    for name in ("model", "data", "trainer"):
+        if not isinstance(settings[name], Namespace):
+            raise UserError(f"{name} cannot be {settings[name]!r}; it takes settings")
+    seed = settings.seed_everything
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed_everything must be a whole number from 0 to 2^32 - 1, not {seed}")
+
+
+def check_evaluation(settings: Namespace) -> None:
+    """Check that ``validate`` has something to do.
+
+    Raises:
+        UserError: if not.
+    """
+    if settings.trainer.limit_val_batches == 0:
+        raise UserError("validate needs an evaluation: leave --trainer.limit_val_batches out")
 
 
 def check_steps(settings: Namespace) -> None:
@@ -46,7 +78,8 @@ def check_steps(settings: Namespace) -> None:
 
 def validate_options(options: list[str]) -> list[str]:
     """Put the run's own config before the given options, and its checkpoint after them."""
-    checkpoint = sound_checkpoint(given_checkpoint(options) or "best")
+    given = given_checkpoint(options)
+    checkpoint = sound_checkpoint("best" if given is None else given)
     if found := run_of(checkpoint):
         config = str(found.config)
     else:
@@ -84,9 +117,9 @@ def given_checkpoint(options: list[str]) -> str | None:
     """Return what ``--ckpt_path`` is given, if it is."""
     chosen = None
     for place, option in enumerate(options):
-        name, _, value = option.partition("=")
+        name, given, value = option.partition("=")
         if name == "--ckpt_path":
-            chosen = value or "".join(options[place + 1 : place + 2])
+            chosen = value if given else "".join(options[place + 1 : place + 2])
     return chosen
 
 

@@ -230,6 +230,9 @@ def cases(good: bytes) -> dict[str, Callable[[], bytes]]:  # noqa: C901
     add("no storages", lambda: repacked(good, lambda n, old: None if "/data/" in n else old))
     add("no byte order", lambda: repacked(good, lambda n, old: None if "byteorder" in n else old))
     add("odd byte order", lambda: repacked(good, lambda n, o: b"odd" if "byteorder" in n else o))
+    entry = good.index(b"PK\1\2")  # of the first record, with its attributes 38 bytes on
+    folder = bytes([good[entry + 38] | 16])
+    add("a folder", lambda: good[: entry + 38] + folder + good[entry + 39 :])
     add("before it", lambda: b"PK\3\4 something" + good)
     add("after it", lambda: good + b"something")
     add("twice", lambda: good + good)

@@ -36,7 +36,7 @@ def load_all(good: Path) -> tuple[dict[str, str], set[str]]:
             loaded.add(name)
             weights, same = found.state_dict(), model.state_dict()
             differ = [n for n in same if not torch.equal(weights[n], same[n])]
-            assert differ in ([], ["token_embedding.weight"] * name.startswith("tensor: "))
+            assert differ in ([], ["token_embedding.weight"] * name.startswith("tensor: ")), name
             assert not differ or "expanded" in name, name
             assert of.vocabulary == tokenizer.vocabulary
         assert not Path(HARM).exists(), name

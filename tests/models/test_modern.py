@@ -75,7 +75,7 @@ def not_squared(self: ModernFeedForward, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("where", "what", "wrong"),
     [(modern, "turn", backwards), (ModernFeedForward, "forward", not_squared)],
-    ids=str,
+    ids=["turned backwards", "not squared"],
 )
 def test_a_planted_fault_is_seen(
     where: Any, what: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
