@@ -13,7 +13,7 @@ from torch import Tensor
 from nanogpt.text.windows import Windows, gather, training_batches
 from nanogpt.training import cli
 from nanogpt.training.module import mean_loss
-from nanogpt.training.optimizer import adamw
+from nanogpt.training.optimizer import build_optimizer
 
 WARM_UP = 0.5  # seconds that a loop runs before it is timed, and at least one step
 MOST_STEPS = 200  # in a round
@@ -189,10 +189,7 @@ class Turns:
         data, model, trainer = self.cli.datamodule, self.cli.model, self.cli.trainer
         device, T = trainer.strategy.root_device, data.block_size
         net = model.build(len(data.tokenizer.vocabulary)).to(device)
-        h = model.hparams
-        optimizer = adamw(
-            net.parameters(), h["learning_rate"], tuple(h["betas"]), h["weight_decay"], fused=True
-        )
+        optimizer = build_optimizer(net, model.hparams, fused=True)
         ids = data.splits["train"].to(device)
         batches = training_batches(data.seed, 0, data.batch_size, len(ids) - T)
         half = HALF.get(str(trainer.precision))

@@ -171,7 +171,7 @@ class Recorder(Callback):
         metrics = {
             # on a GPU .item() waits, so that the clock is right
             "loss/batch": loss.item() * trainer.accumulate_grad_batches,
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": trainer.optimizers[0].param_groups[-1]["lr"],
         }
         pl_module.watch.check(pl_module)
         now = time.perf_counter()

@@ -13,7 +13,13 @@ from torchmetrics import MeanMetric
 from nanogpt.errors import UserError
 from nanogpt.models import SETTINGS, Net, build_model
 from nanogpt.training.health import Watch
-from nanogpt.training.optimizer import Schedule, adamw, is_scheduled, learning_rate_factor
+from nanogpt.training.optimizer import (
+    OptimizerName,
+    Schedule,
+    build_optimizer,
+    is_scheduled,
+    learning_rate_factor,
+)
 
 
 class LanguageModel(L.LightningModule):
@@ -22,7 +28,8 @@ class LanguageModel(L.LightningModule):
     All arguments are plain values, so that a checkpoint alone can rebuild the model.
 
     Args:
-        architecture: ``bigram``, ``gpt``, or ``rung``: a GPT that lacks some of its parts.
+        architecture: ``bigram``, ``gpt``, ``rung`` (a GPT that lacks some of its parts), or
+            ``modern`` (one with what has been found out since).
         block_size: longest context, in characters; also the length of the training windows.
         n_layer: number of blocks.
         n_head: attention heads in a block.
@@ -32,17 +39,20 @@ class LanguageModel(L.LightningModule):
         init: ``default`` (PyTorch's own, as the reference) or ``normal``, N(0, 0.02) as GPT-2.
         parts: what a rung's blocks are made of: mean or attention, feed_forward, residual, norm.
         positions: a rung's position embeddings, ``learned`` or ``sinusoidal``.
+        optimizer: ``adamw``, or ``muon`` for the matrices of the blocks and AdamW for the rest.
+        muon_learning_rate: Muon's peak learning rate.
         learning_rate: AdamW's peak learning rate.
         betas: AdamW's decay rates of the two moments.
-        weight_decay: AdamW's weight decay, on every parameter.
-        schedule: ``constant``, or ``cosine`` down to a tenth at the last step.
+        weight_decay: AdamW's weight decay, on every parameter that it has.
+        schedule: ``constant``; ``cosine`` down to a tenth at the last step; or ``linear`` down to
+            nothing over the last 60% of the steps.
         warmup_steps: steps over which the learning rate rises linearly.
         vocabulary: the distinct characters, in order; taken from the data where it is null.
     """
 
     def __init__(
         self,
-        architecture: Literal["bigram", "gpt", "rung"] = "gpt",
+        architecture: Literal["bigram", "gpt", "rung", "modern"] = "gpt",
         block_size: int = 256,
         n_layer: int | None = None,
         n_head: int | None = None,
@@ -52,6 +62,8 @@ class LanguageModel(L.LightningModule):
         init: Literal["default", "normal"] | None = None,
         parts: list[str] | None = None,
         positions: Literal["learned", "sinusoidal"] | None = None,
+        optimizer: OptimizerName = "adamw",
+        muon_learning_rate: float = 0.02,
         learning_rate: float = 3e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.01,
@@ -60,8 +72,10 @@ class LanguageModel(L.LightningModule):
         vocabulary: str | None = None,
     ) -> None:
         super().__init__()
-        if not 0 < learning_rate < math.inf:
-            raise UserError(f"learning_rate must be above 0, and finite, not {learning_rate}")
+        rates = {"learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate}
+        for name, rate in rates.items():
+            if not 0 < rate < math.inf:
+                raise UserError(f"{name} must be above 0, and finite, not {rate}")
         if not all(0 <= beta < 1 for beta in betas):
             raise UserError(f"betas must lie in [0, 1), not {betas}")
         if not 0 <= weight_decay < math.inf or warmup_steps < 0:
@@ -112,6 +126,8 @@ class LanguageModel(L.LightningModule):
                     f"the checkpoint has {name} {theirs!r}, not {ours!r}: use the settings and "
                     "the text of its own run"
                 )
+        if saved.get("optimizer", "adamw") != self.hparams["optimizer"]:
+            raise UserError("the checkpoint has the state of another --model.optimizer")
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (B, T) to next-character logits (B, T, V)."""
@@ -150,13 +166,10 @@ class LanguageModel(L.LightningModule):
         )  # for checkpoints and early stopping to monitor
 
     def configure_optimizers(self) -> Any:
-        """AdamW, fused where the precision allows; a scheduler only if there is a schedule."""
+        """The optimizer, fused where the precision allows; a scheduler only if there is one."""
         h = self.hparams
         # Lightning refuses to clip gradients under 16-mixed with a fused optimizer
-        fused = self.trainer.precision != "16-mixed"
-        optimizer = adamw(
-            self.net.parameters(), h["learning_rate"], tuple(h["betas"]), h["weight_decay"], fused
-        )
+        optimizer = build_optimizer(self.net, h, fused=self.trainer.precision != "16-mixed")
         if not is_scheduled(h):
             return optimizer
         factor = partial(

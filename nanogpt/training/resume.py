@@ -22,7 +22,7 @@ from nanogpt.generation.sound import sound_checkpoint
 from nanogpt.notices import notice
 from nanogpt.runs import Run, run_of
 from nanogpt.training.checkpoints import command
-from nanogpt.training.optimizer import is_scheduled, learning_rate_factor
+from nanogpt.training.optimizer import is_scheduled, learning_rate_factor, peaks
 from nanogpt.training.settings import differences
 
 KEY = "run"  # in a checkpoint: what the recorder keeps
@@ -135,15 +135,17 @@ def use_settings(trainer: L.Trainer, settings: Mapping[str, Any], content: dict[
         settings: of the model.
         content: of the checkpoint, of which the optimizer and the scheduler will be loaded.
     """
-    step, peak = content["global_step"], settings["learning_rate"]
-    schedule, warmup = settings["schedule"], settings["warmup_steps"]
-    rate = peak * learning_rate_factor(step, trainer.max_steps, schedule, warmup)
-    first = {"initial_lr": peak} if is_scheduled(settings) else {}  # a scheduler's own
-    for group in content["optimizer_states"][0]["param_groups"]:
+    step, schedule = content["global_step"], settings["schedule"]
+    factor = learning_rate_factor(step, trainer.max_steps, schedule, settings["warmup_steps"])
+    rates = [peak * factor for peak in peaks(settings)]
+    groups = content["optimizer_states"][0]["param_groups"]
+    for group, peak, rate in zip(groups, peaks(settings), rates, strict=True):
         group.pop("initial_lr", None)
-        group |= {"lr": rate, "betas": tuple(settings["betas"]), **first}
-        group["weight_decay"] = settings["weight_decay"]
-        group["fused"] = trainer.precision != "16-mixed"
-    scheduler = {"base_lrs": [peak], "last_epoch": step, "_step_count": step + 1}
-    scheduler |= {"_last_lr": [rate], "lr_lambdas": [None]}
+        group |= {"lr": rate} | ({"initial_lr": peak} if is_scheduled(settings) else {})
+        if "betas" in group:  # AdamW's
+            group["betas"] = tuple(settings["betas"])
+            group["weight_decay"] = settings["weight_decay"]
+            group["fused"] = trainer.precision != "16-mixed"
+    scheduler = {"base_lrs": peaks(settings), "last_epoch": step, "_step_count": step + 1}
+    scheduler |= {"_last_lr": rates, "lr_lambdas": [None] * len(rates)}
     content["lr_schedulers"] = [scheduler] if is_scheduled(settings) else []

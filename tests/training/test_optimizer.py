@@ -1,15 +1,30 @@
-"""The learning rate by hand, and that it is the one that the optimizer gets."""
+"""The learning rate by hand, the optimizers, and that the rate is the one that they get."""
 
 import math
+from copy import deepcopy
+from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from nanogpt.training.optimizer import Schedule, adamw, learning_rate_factor
+from nanogpt.models import Modern
+from nanogpt.training import optimizer
+from nanogpt.training.optimizer import (
+    Muon,
+    Schedule,
+    build_optimizer,
+    learning_rate_factor,
+    orthogonal,
+)
 from tests.commands import Run
 from tests.training.oracles import curves, run_folder
 
 HALF_ROOT = math.sqrt(0.5)
+SETTINGS: dict[str, Any] = {
+    "optimizer": "adamw", "learning_rate": 3e-4, "muon_learning_rate": 0.02,
+    "betas": [0.9, 0.999], "weight_decay": 0.01,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -28,6 +43,8 @@ HALF_ROOT = math.sqrt(0.5)
             {0: 1 / 21, 19: 20 / 21, 20: 1, 40: 0.55 + 0.45 * HALF_ROOT, 60: 0.55, 100: 0.1},
         ),
         ("cosine", 4, {101: 0.1, 5000: 0.1}),  # beyond the last step
+        ("linear", 0, {0: 1, 40: 1, 70: 0.5, 99: 1 / 60, 100: 0, 5000: 0}),
+        ("linear", 4, {0: 0.2, 3: 0.8, 4: 1, 40: 1, 70: 0.5}),
         ("cosine", 100, {0: 1 / 101, 99: 100 / 101, 100: 1}),  # nothing but warm-up
         ("cosine", 200, {50: 51 / 201, 150: 151 / 201}),
     ],
@@ -50,10 +67,83 @@ def test_factor_rises_then_falls_and_is_never_zero(warmup_steps: int) -> None:
 
 def test_every_parameter_is_treated_alike() -> None:
     model = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 5))
-    (group,) = adamw(model.parameters(), 3e-4, (0.9, 0.999), 0.01, fused=False).param_groups
+    (group,) = build_optimizer(model, SETTINGS, fused=False).param_groups
     assert len(group["params"]) == len(list(model.parameters()))
     assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.9, 0.999), 0.01)
     assert group["eps"] == 1e-8
+
+
+def matrices() -> list[nn.Parameter]:
+    torch.manual_seed(3)
+    return [nn.Parameter(torch.randn(shape)) for shape in ((6, 10), (10, 6), (8, 8))]
+
+
+def steps(optimizer: Any, parameters: list[nn.Parameter]) -> list[Tensor]:
+    """Where five steps lead by gradients that change."""
+    noise = torch.Generator().manual_seed(4)
+    for _ in range(5):
+        for parameter in parameters:
+            parameter.grad = parameter.detach() + torch.randn(parameter.shape, generator=noise)
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+def test_muon_steps_as_pytorchs_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizer, "fast_bf16", lambda _: True)  # as PyTorch's computes, always
+    ours, theirs = matrices(), matrices()
+    steps(Muon(ours, lr=0.1), ours)
+    steps(torch.optim.Muon(theirs, lr=0.1, weight_decay=0.0), theirs)
+    for begin, our, their in zip(matrices(), ours, theirs, strict=True):
+        assert (our - their).norm() < 0.02 * (their - begin).norm()
+
+
+@pytest.mark.parametrize("wrong", [{"momentum": 0.9}, {"lr": 0.11}])
+def test_muon_with_another_setting_would_be_seen(wrong: dict[str, float]) -> None:
+    ours, theirs = matrices(), matrices()
+    steps(Muon(ours, **{"lr": 0.1, **wrong}), ours)
+    steps(torch.optim.Muon(theirs, lr=0.1, weight_decay=0.0), theirs)
+    for begin, our, their in zip(matrices(), ours, theirs, strict=True):
+        assert (our - their).norm() > 0.03 * (their - begin).norm()
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (7, 7)])
+def test_what_is_made_orthogonal_keeps_its_directions(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    left, right = u.T @ orthogonal(matrix) @ v.T, u.T @ orthogonal(100 * matrix) @ v.T
+    assert left.diagonal().min() > 0.5
+    assert left.diagonal().max() < 1.3
+    assert (left - left.diagonal().diag()).abs().max() < 1e-3
+    assert left.allclose(right, atol=1e-3)
+    assert s.max() > 2  # which it was not before
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
+    net = Modern(17, 8, 2, 2, 8)
+    muon, adamw = build_optimizer(net, {**SETTINGS, "optimizer": "muon"}, False).param_groups
+    assert {tuple(p.shape) for p in muon["params"]} == {(24, 8), (8, 8), (32, 8), (8, 32)}
+    assert {tuple(p.shape) for p in adamw["params"]} == {(17, 8)}
+    assert len(muon["params"]) + len(adamw["params"]) == len(list(net.parameters()))
+    assert (muon["lr"], adamw["lr"]) == (0.02, 3e-4)
+
+
+def test_both_go_on_from_their_state() -> None:
+    def trained(net: Modern, rule: Any) -> None:
+        for _ in range(3):
+            net(torch.arange(8)[None]).square().mean().backward()
+            rule.step()
+            rule.zero_grad()
+
+    settings, net = {**SETTINGS, "optimizer": "muon"}, Modern(17, 8, 1, 2, 8)
+    nn.init.normal_(net.lm_head.weight)
+    rule = build_optimizer(net, settings, fused=True)
+    trained(net, rule)
+    again = deepcopy(net)
+    other = build_optimizer(again, settings, fused=True)
+    other.load_state_dict(deepcopy(rule.state_dict()))
+    trained(net, rule)
+    trained(again, other)
+    assert all(a.equal(b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -15,6 +15,7 @@ from tests.commands import CONFIGS, TINY, Outcome, Run
 from tests.training.oracles import curves, printed_losses, run_folder
 
 GPT = ["--config", str(CONFIGS / "quickstart.yaml"), *TINY, "--model.dropout=0.3"]
+MODERN = ["--model.init=null", "--model.schedule=linear"]
 ACCUMULATE = [*GPT, "--trainer.accumulate_grad_batches=2"]
 BIGRAM = ["--config", str(CONFIGS / "bigram.yaml"), "--data.batch_size=4", "--card=false"]
 RUNG = ["--config", str(CONFIGS / "ladder" / "08_layer_norm.yaml"), "--data.batch_size=4"]
@@ -22,6 +23,7 @@ MODELS = {
     "bigram": [*BIGRAM, "--reference=null"],
     "gpt": GPT,
     "rung": [*RUNG, "--card=false"],
+    "modern": [*GPT, "--model.architecture=modern", "--model.optimizer=muon", *MODERN],
     "accumulating": ACCUMULATE,
 }
 SHORT = ["--trainer.max_steps=10", "--trainer.val_check_interval=4", "--trainer.accelerator=cpu"]
@@ -99,6 +101,7 @@ INTERRUPTIONS = [
     ("bigram", "on_validation_batch_end", 8),
     ("rung", "on_train_batch_end", 5),
     ("rung", "on_validation_batch_end", 11),
+    ("modern", "on_train_batch_end", 7),
     ("accumulating", "on_train_batch_end", 5),  # half of step 3 is done
     ("accumulating", "on_train_batch_end", 8),
     ("accumulating", "on_validation_batch_end", 7),
