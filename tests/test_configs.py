@@ -26,7 +26,7 @@ OPTIMIZER = ("betas", "weight_decay", "schedule", "warmup_steps")  # whose defau
 
 # Options that make any of them small, for those settings that it has.
 SMALL = {
-    "model": {"block_size": 8, "n_embd": 12},
+    "model": {"block_size": 8, "n_embd": 24},
     "data": {"batch_size": 2},
     "trainer": {"max_steps": 2, "val_check_interval": 2},
 }
