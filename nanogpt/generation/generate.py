@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from nanogpt.generation.decoding import Context, decode
 from nanogpt.generation.loading import load_model
 from nanogpt.generation.sampling import SamplingRule, chances
-from nanogpt.generation.sound import sound_checkpoint
+from nanogpt.generation.sound import read_sound
 from nanogpt.generation.stopping import Stops
 from nanogpt.generation.weights import Weights, set_weights
 from nanogpt.hardware import best_device
@@ -26,6 +27,7 @@ class TextModel:
 
     model: Net
     tokenizer: Tokenizer
+    checkpoint: Path | None = None  # where it comes from
 
 
 def load(
@@ -42,8 +44,8 @@ def load(
     Raises:
         UserError: if there is no such checkpoint, or its weights cannot be had in that form.
     """
-    model, tokenizer = load_model(sound_checkpoint(ckpt_path))
-    return TextModel(set_weights(model, weights, device or best_device()), tokenizer)
+    checkpoint, (model, tokenizer) = read_sound(load_model, ckpt_path)
+    return TextModel(set_weights(model, weights, device or best_device()), tokenizer, checkpoint)
 
 
 def generate(

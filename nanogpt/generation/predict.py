@@ -12,7 +12,6 @@ from nanogpt.errors import UserError
 from nanogpt.generation.decoding import Context
 from nanogpt.generation.generate import TextModel, generate, generate_many, load
 from nanogpt.generation.sampling import SamplingRule
-from nanogpt.generation.sound import sound_checkpoint
 from nanogpt.generation.stopping import Stops
 from nanogpt.generation.weights import Weights
 from nanogpt.hardware import keep_memory
@@ -92,21 +91,22 @@ def predict(
     announce_unused(rule, encoding if prompt_file is None else "utf-8")
     if prompt_file is not None:
         prompt = read_text(prompt_file, encoding, "the prompt", "--prompt_file")[1]
-    checkpoint = sound_checkpoint(ckpt_path)
     keep_memory()
-    model = load(str(checkpoint), weights)
+    model = load(ckpt_path, weights)
     prompt = known(prompt, model.tokenizer, on_unknown)
     given: dict[str, Any] = {"rule": rule, "stop": stops, "context": context}
     given |= {"max_new_tokens": max_new_tokens}
     if interactive:
-        print(f"sampling from {checkpoint}", file=sys.stderr)
+        print(f"sampling from {model.checkpoint}", file=sys.stderr)
         return converse(model, on_unknown, seed, given)
     given |= {"prompt": prompt, "seed": seed}
     with ExitStack() as files:
         outputs = [sys.stdout]
         if output is not None:
             outputs.append(files.enter_context(new_file(output)))
-        print(f"sampling from {checkpoint}", file=sys.stderr)  # from here on nothing is refused
+        print(
+            f"sampling from {model.checkpoint}", file=sys.stderr
+        )  # from here on nothing is refused
         if num_samples == 1:
             stream(model, outputs, given)
         else:

@@ -14,7 +14,7 @@ from nanogpt.atomic import write_atomically
 from nanogpt.errors import UserError
 from nanogpt.generation.generate import start_ids
 from nanogpt.generation.loading import load_model
-from nanogpt.generation.sound import sound_checkpoint
+from nanogpt.generation.sound import read_sound
 from nanogpt.hardware import best_device
 from nanogpt.insight.characters import one_line, visible
 from nanogpt.insight.page import MARK, Summary, page
@@ -67,8 +67,7 @@ def score(
     """
     target = None if html is None else page_target(html)
     name, content = read_text(text, encoding, "the text", "--text")
-    checkpoint = sound_checkpoint(ckpt_path)
-    model, tokenizer = load_model(checkpoint)
+    checkpoint, (model, tokenizer) = read_sound(load_model, ckpt_path)
     places = known_places(content, tokenizer, on_unknown)
     ids = tokenizer.encode("".join(content[place] for place in places))
     notes = left_out(content, places, target is not None)

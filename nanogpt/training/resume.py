@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nanogpt.errors import UserError
 from nanogpt.generation.loading import read_checkpoint
-from nanogpt.generation.sound import sound_checkpoint
+from nanogpt.generation.sound import read_sound
 from nanogpt.notices import notice
 from nanogpt.runs import Run, run_of
 from nanogpt.training.checkpoints import command
@@ -67,8 +67,8 @@ def find_start(settings: Namespace, written: str) -> Start | None:
     """
     if not settings.ckpt_path:
         return None
-    checkpoint, trainer = sound_checkpoint(settings.ckpt_path, "last"), settings.trainer
-    content, run = read_checkpoint(checkpoint), run_of(checkpoint)
+    checkpoint, content = read_sound(read_checkpoint, settings.ckpt_path, "last")
+    trainer, run = settings.trainer, run_of(checkpoint)
     run = near(run) if run else None
     step, last = content["global_step"], trainer.max_steps
     evaluates = trainer.limit_val_batches != 0

@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 
 from nanogpt.errors import UserError
 from nanogpt.generation.loading import read_checkpoint
-from nanogpt.generation.sound import sound_checkpoint
+from nanogpt.generation.sound import read_sound
 from nanogpt.runs import run_of
 
 TRAINER_DEFAULTS = {
@@ -79,11 +79,10 @@ def check_steps(settings: Namespace) -> None:
 def validate_options(options: list[str]) -> list[str]:
     """Put the run's own config before the given options, and its checkpoint after them."""
     given = given_checkpoint(options)
-    checkpoint = sound_checkpoint("best" if given is None else given)
+    checkpoint, content = read_sound(read_checkpoint, "best" if given is None else given)
     if found := run_of(checkpoint):
         config = str(found.config)
     else:
-        content = read_checkpoint(checkpoint)
         model = dict(content["hyper_parameters"], vocabulary=None)
         data = dict(content["datamodule_hyper_parameters"])
         seed = data.pop("seed")
@@ -101,7 +100,7 @@ def fit_options(options: list[str]) -> list[str]:
     given = given_checkpoint(options)
     if given in (None, "null"):
         return options
-    checkpoint = sound_checkpoint(given, of_folder="last")
+    checkpoint, _ = read_sound(read_checkpoint, given, of_folder="last")
     path = ["--ckpt_path", str(checkpoint)]
     if found := run_of(checkpoint):
         return ["--config", str(found.config), *options, *path]
