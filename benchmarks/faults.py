@@ -97,47 +97,52 @@ def equal(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
+def finished(version: int, steps: int) -> bool:
+    """Whether a run has saved its last step."""
+    path = Path(f"lightning_logs/version_{version}/checkpoints/last.ckpt")
+    return path.exists() and bool(kept(version)["global_step"] == steps)
+
+
 def ordeal(kills: int, seed: int) -> bool:
-    """Kill and resume a run so often, in the current folder; print how it went."""
-    steps, chance = [f"--trainer.max_steps={kills * 20}"], random.Random(seed)
+    """Kill and resume runs so often, in the current folder; print how it went."""
+    n_steps, chance = kills * 20, random.Random(seed)
+    fit = ["fit", *FIT, f"--trainer.max_steps={n_steps}"]
     Path("text.txt").write_text(pastiche()[:5000], encoding="utf-8")
     begin = time.monotonic()
-    whole = run(["fit", *FIT, *steps])
+    sound = run(fit) == 0
     alone = time.monotonic() - begin
-    run(["fit", *FIT, *steps, "--trainer.max_steps=1", "--trainer.default_root_dir=elsewhere"])
+    run([*fit, "--trainer.max_steps=1", "--trainer.default_root_dir=elsewhere"])
     start = time.monotonic() - begin - alone
-    training = 1.2 * (alone - start) / kills  # half of it on average, so that it lasts
-    folder = Path("lightning_logs/version_1")
+    training = 1.2 * (alone - start) / kills  # half of it on average, so that a run lasts
     done = resumed = begun_again = 0
-    wrong: list[str] = []
-    code = 0
-    while done < kills:
+    version, wrong = 1, list[str]()
+    while sound and (done < kills or version == 1):
+        folder = Path(f"lightning_logs/version_{version}")
         begun = (folder / "checkpoints" / "last.ckpt").exists()
         if not begun and folder.exists():  # killed before there was anything to go on from
             folder.rename(f"lost_{begun_again}")
             begun_again += 1
-        code = run(
-            ["fit", *(RESUME if begun else [*FIT, *steps])], chance.uniform(0, start + training)
-        )
+        wait = chance.uniform(0, start + training) if done < kills else None
+        code = run(["fit", *RESUME] if begun else fit, wait)
         resumed += begun
-        if code != -signal.SIGKILL:
-            break  # it ended before it could be killed, or it failed
-        done += 1
+        done += code == -signal.SIGKILL
         wrong += unreadable(folder)
-    if code == -signal.SIGKILL:
-        code = run(["fit", *RESUME])
-        resumed += 1
-    same = whole == code == 0 and equal(kept(0), kept(1))
+        if finished(version, n_steps):  # on to another one, if it came to its end too soon
+            sound = equal(kept(0), kept(version))
+            version += 1
+        elif code != -signal.SIGKILL:
+            sound = False
     print(
         f"{done} kills, {resumed} resumed, {begun_again} begun again since nothing was saved yet, "
-        f"{len(wrong)} unreadable files; end state equal to the uninterrupted run: "
-        f"{'yes' if same else 'no'} ({time.monotonic() - begin:.0f} s; uninterrupted {alone:.0f} s)"
+        f"{len(wrong)} unreadable files; end state of {version - 1} equal to the uninterrupted "
+        f"run: {'yes' if sound else 'no'} ({time.monotonic() - begin:.0f} s; uninterrupted "
+        f"{alone:.0f} s)"
     )
     for line in wrong:
         print(line)
-    if not same:
+    if not sound:
         print("".join(OUTPUT.read_text().splitlines(keepends=True)[-20:]))
-    return same and not wrong and done == kills
+    return sound and not wrong and done == kills
 
 
 if __name__ == "__main__":
