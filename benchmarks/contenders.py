@@ -1,192 +1,113 @@
-"""The loops that benchmarks/train.py compares, and how they take turns."""
+"""The loops that benchmarks/train.py compares, each to be run in a process of its own."""
 
-import statistics
+import io
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
+from measured import memory
 from textbook import Sizes, Training
 from torch import Tensor
 
+from nanogpt.hardware import best_device
+from nanogpt.models import count_parameters
 from nanogpt.text.windows import Windows, gather, training_batches
 from nanogpt.training import cli
 from nanogpt.training.module import mean_loss
 from nanogpt.training.optimizer import build_optimizer
 
-WARM_UP = 0.5  # seconds that a loop runs before it is timed, and at least one step
+TEXTBOOK = {  # autocast, compiled
+    "textbook": (False, False),
+    "textbook, bf16": (True, False),
+    "textbook, bf16, compiled": (True, True),
+}
+WARM_UP, WARM_STEPS = 0.5, 3  # seconds and steps at least before the clock runs: a step's memory
+# is first touched, and on a GPU its kernels are made
 MOST_STEPS = 200  # in a round
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
+def names(sizes: Sizes, device: str) -> list[str]:
+    """Return the loops to compare on a device; `fit` the last."""
+    textbook = list(TEXTBOOK)
+    if device != "cuda" or sizes.architecture == "bigram":
+        textbook.remove("textbook, bf16, compiled")
+    return [*textbook, "bare", "fit"]
+
+
 @dataclass
-class Contender:
-    """One loop: how it takes a step, under which settings, and how long that took.
+class Clock:
+    """Times the steps of a loop: after a warm-up, in rounds.
 
     Args:
-        name: of the loop.
-        arithmetic: of its matrix products: fp32, tf32, bf16 or fp16.
-        step: takes one step; Lightning's own loop takes them itself.
-        threads: of the CPU, as this loop would have them in a process of its own.
-        matmul: what it says to ``torch.set_float32_matmul_precision``.
+        rounds: how many.
+        seconds: for which a round should last; it has a step at least.
     """
 
-    name: str
-    arithmetic: str
-    step: Callable[[], None]
-    threads: int
-    matmul: str
-    rounds: list[float] = field(default_factory=list)  # seconds per step
-    timed_steps: int = 0
-    held: int = 0  # bytes of the GPU that it keeps between its rounds
-    peak_memory: int = 0  # bytes of the GPU, what the other loops keep not counted
-    failure: str = ""
+    rounds: int
+    seconds: float
+    times: list[float] = field(default_factory=list)  # seconds per step, of each round
 
-    @property
-    def seconds(self) -> float:
-        """Seconds per step: the median of the rounds."""
-        return statistics.median(self.rounds)
-
-    def begin(self) -> None:
-        """Set what the loop wants set, and start its clock."""
-        torch.set_num_threads(self.threads)
-        torch.set_float32_matmul_precision(self.matmul)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        self._by_others = allocated() - self.held
-        self._steps, self._begun = 0, time.perf_counter()
-
-    def another(self, seconds: float) -> bool:
-        """Whether one more step begins: always the first, and as many as do in these seconds."""
-        late = time.perf_counter() - self._begun >= seconds or self._steps >= MOST_STEPS
-        if self._steps and late:
-            return False
-        self._steps += 1
-        return True
-
-    def end(self, timed: bool = True) -> None:
-        """Stop the clock, and keep what it says unless the loop was only warming up."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-            peak = torch.cuda.max_memory_allocated() - self._by_others
-            self.peak_memory = max(self.peak_memory, peak)
-        if timed:
-            self.rounds.append((time.perf_counter() - self._begun) / self._steps)
-            self.timed_steps += self._steps
-
-    def take_round(self, seconds: float, timed: bool = True) -> None:
-        """Take steps for so many seconds."""
-        self.begin()
-        while self.another(seconds):
-            self.step()
-        self.end(timed)
+    def __iter__(self) -> Iterator[None]:
+        """Yield before each step."""
+        for number in range(self.rounds + 1):
+            least, lasts = (1, self.seconds) if number else (WARM_STEPS, WARM_UP)
+            steps, begun = 0, now()
+            while steps < least or (time.perf_counter() - begun < lasts and steps < MOST_STEPS):
+                yield
+                steps += 1
+            seconds = (now() - begun) / steps
+            if number:
+                self.times.append(seconds)
+            elif torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
 
 
-def allocated() -> int:
-    """Return the bytes in use on the GPU, if there is one."""
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+def now() -> float:
+    """Return the time, once a GPU has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class Fit(cli.CLI):
-    """`fit` as it is shipped, save that its loader lets the others have their turn."""
+    """`fit` as it is shipped, save that a clock stands at its loader."""
 
-    turns: "Turns | None" = None
+    clock: Clock
+    bare: bool  # whether to run the bare loop in its place, once all is set up
 
     def before_fit(self) -> None:
-        """Put the turns between the loader and Lightning."""
+        """Put the clock between the loader and Lightning."""
         super().before_fit()
-        loader, turns = self.datamodule.train_dataloader, self.turns
-        assert turns is not None
-        turns.cli = self
-        self.datamodule.train_dataloader = lambda: TurningLoader(loader(), turns)
+        loader = self.datamodule.train_dataloader
+        self.datamodule.train_dataloader = lambda: TimedLoader(loader(), self)
 
     def after_fit(self) -> None:
         """Say nothing and leave no card: there is no result."""
 
+    def timed(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Yield the batches of the timed steps, or take bare steps; then stop.
 
-@dataclass
-class TurningLoader:
-    """A loader whose batches keep Lightning waiting while it is the others' turn."""
-
-    loader: object
-    turns: "Turns"
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return self.turns.around(iter(self.loader))
-
-
-@dataclass
-class Turns:
-    """Lets `fit` and the other loops of a config take turns.
-
-    Args:
-        sizes: of the config.
-        rounds: how often each has its turn.
-        seconds: for which a round should last.
-        longest: seconds after which no further round begins.
-    """
-
-    sizes: Sizes
-    rounds: int
-    seconds: float
-    longest: float
-    contenders: list[Contender] = field(default_factory=list)
-    at_first: int = field(default_factory=lambda: allocated())
-    cli: Fit = field(init=False)
-
-    def around(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Yield the batches of `fit`, and between its rounds run those of the others.
-
-        Lightning asks for a batch one step ahead: between two of its questions lies one step,
-        only not between the first two.
+        Lightning asks for a batch one step ahead, so between two of its questions lies one step.
         """
-        begun = time.perf_counter()
-        threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
-        precision = self.cli.trainer.precision
-        fit = Contender("fit", self.arithmetic(precision), lambda: None, threads, matmul)
-        yield next(batches)
-        fit.begin()
-        while fit.another(WARM_UP):
-            yield next(batches)
-        fit.end(timed=False)
-        fit.held = allocated() - self.at_first
-        others = list(self.others(fit))
-        for _ in range(self.rounds):
-            for other in others:
-                attempt(other, other.take_round, self.seconds)
-            fit.begin()
-            while fit.another(self.seconds):
+        if self.bare:
+            step = self.bare_step()
+            for _ in self.clock:
+                step()
+        else:
+            for _ in self.clock:
                 yield next(batches)
-            fit.end()
-            if time.perf_counter() - begun > self.longest:
-                break
-        self.contenders = [*others, fit]
-        self.cli.trainer.should_stop = True
+        self.trainer.should_stop = True
+        yield next(batches)
 
-    def others(self, fit: Contender) -> Iterator[Contender]:
-        """Make the other loops and warm them up, one after the other."""
-        device = self.cli.trainer.strategy.root_device.type
-        makers = [lambda: self.textbook(device), lambda: self.textbook(device, autocast=True)]
-        if device == "cuda" and self.sizes.architecture != "bigram":
-            makers.append(lambda: self.textbook(device, autocast=True, compiled=True))
-        for make in [*makers, lambda: self.bare(fit)]:
-            at_first = allocated()
-            contender = make()
-            attempt(contender, contender.take_round, WARM_UP, False)
-            contender.held = allocated() - at_first
-            yield contender
-
-    def textbook(self, device: str, autocast: bool = False, compiled: bool = False) -> Contender:
-        """Return the textbook's loop, under the settings that PyTorch comes with."""
-        training = Training(self.sizes, device, autocast, compiled)
-        name = "textbook" + autocast * ", bf16" + compiled * ", compiled"
-        return Contender(name, "bf16" if autocast else "fp32", training.step, THREADS, "highest")
-
-    def bare(self, fit: Contender) -> Contender:
-        """Return our model in a bare loop, in the precision and under the settings of `fit`."""
-        data, model, trainer = self.cli.datamodule, self.cli.model, self.cli.trainer
+    def bare_step(self) -> Callable[[], None]:
+        """Return a step of our model without Lightning, in the precision of `fit`."""
+        data, model, trainer = self.datamodule, self.model, self.trainer
         device, T = trainer.strategy.root_device, data.block_size
         net = model.build(len(data.tokenizer.vocabulary)).to(device)
         optimizer = build_optimizer(net, model.hparams, fused=True)
@@ -202,25 +123,60 @@ class Turns:
             loss.backward()
             optimizer.step()
 
-        return Contender("bare", fit.arithmetic, step, fit.threads, fit.matmul)
-
-    def arithmetic(self, precision: str) -> str:
-        """Return in what Lightning's precision multiplies matrices on this device."""
-        if precision in HALF:
-            return {"bf16-mixed": "bf16", "16-mixed": "fp16"}[precision]
-        on_cuda = self.cli.trainer.strategy.root_device.type == "cuda"
-        return "tf32" if on_cuda and torch.cuda.get_device_capability()[0] >= 8 else "fp32"
+        return step
 
 
-def attempt(contender: Contender, act: Callable[..., None], *arguments: float) -> None:
-    """Do what a contender does, unless it has failed before; note if it fails now."""
-    if contender.failure:
-        return
+@dataclass
+class TimedLoader:
+    """A loader at which the clock stands."""
+
+    loader: Any
+    fit: Fit
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.fit.timed(iter(self.loader))
+
+
+def run(name: str, config: Path, rounds: int, seconds: float) -> dict[str, Any]:
+    """Run a loop; return the seconds per step of each round, and what it computed in what memory.
+
+    Where it fails (no compiler, no memory), return what it said.
+    """
+    clock = Clock(rounds, seconds)
     try:
-        act(*arguments)
-    except Exception as error:  # no compiler, no memory: the other loops have their figures
+        time_loop = time_textbook if name in TEXTBOOK else time_ours
+        arithmetic, parameters = time_loop(name, config, clock)
+    except Exception as error:
         first, *_ = [*str(error).strip().splitlines(), ""]
-        contender.failure = f"{type(error).__name__}: {first}"
+        return {"failure": f"{type(error).__name__}: {first}"}
+    about = {"arithmetic": arithmetic, "parameters": parameters}
+    return {"rounds": clock.times, "threads": torch.get_num_threads(), **about, **memory()}
 
 
-THREADS = torch.get_num_threads()  # before `fit` takes fewer for a small model
+def time_textbook(name: str, config: Path, clock: Clock) -> tuple[str, int]:
+    """Time the textbook's loop, under the settings that PyTorch comes with.
+
+    Returns: its arithmetic and its number of parameters.
+    """
+    autocast, compiled = TEXTBOOK[name]
+    training = Training(Sizes.of(config), best_device(), autocast, compiled)
+    for _ in clock:
+        training.step()
+    return "bf16" if autocast else "fp32", count_parameters(training.model)
+
+
+def time_ours(name: str, config: Path, clock: Clock) -> tuple[str, int]:
+    """Time `fit`, or the bare loop under its settings; return the same."""
+    Fit.clock, Fit.bare = clock, name == "bare"
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        options = ["--config", str(config), "--trainer.default_root_dir", folder]
+        options += ["--trainer.accelerator", "gpu" if best_device() == "cuda" else "cpu"]
+        options += ["--trainer.max_steps", str(10**6), "--trainer.enable_progress_bar", "false"]
+        options += ["--trainer.limit_val_batches", "0", "--card", "false"]
+        fitted = cli.run("fit", options, Fit)
+    parameters = count_parameters(fitted.model.net)
+    if half := HALF.get(str(fitted.trainer.precision)):
+        return {torch.bfloat16: "bf16", torch.float16: "fp16"}[half], parameters
+    on_cuda = fitted.trainer.strategy.root_device.type == "cuda"
+    tf32 = on_cuda and torch.cuda.get_device_capability()[0] >= 8
+    return "tf32" if tf32 else "fp32", parameters

@@ -2,55 +2,51 @@
 
 python benchmarks/train.py [--configs bigram,quickstart,gpt_small,gpt10m] [--json FILE] [--whole]
 
-All loops of a config take turns in one process, so that what else the machine does falls on all
-of them: whenever Lightning asks for the batch after a round of its own, the others have theirs.
-A figure is the median of the rounds. The loops are
+Each loop runs in a process of its own, with its own allocator and its own threads; the loops of a
+config take turns, so that what else the machine does falls on all of them. In its turn a loop
+warms up and is then timed for some rounds; a figure is the median of all its rounds. The loops are
 
 - ``textbook``: benchmarks/textbook.py in float32, under bf16 autocast and, on CUDA, compiled too;
 - ``bare``: our model, windows gathered on the device, fused AdamW, without Lightning;
 - ``fit``: `python cli.py fit` as shipped, with its callbacks and logger, between evaluations.
 
-``of peak`` is the share of the largest matrix product's speed, measured in the same process and
-arithmetic, that 6 * parameters + 12 * n_layer * n_head * head_size * T operations a character
-make: what the model asks for, however often a loop computes it. A bigram multiplies nothing.
+``of peak`` is the share of the largest matrix product's speed, in the same arithmetic, that
+6 * parameters + 12 * n_layer * n_head * head_size * T operations a character make: what the model
+asks for, however often a loop computes it. A bigram multiplies nothing. The memory is the most
+that a loop's process had resident, on CUDA the most that it had allocated on the GPU once warm.
 ``--whole`` compares, before that, time and memory of whole commands, from start to end.
 """
 
 import argparse
-import gc
-import io
 import json
 import platform
 import shlex
+import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import contenders
 import torch
-from contenders import THREADS, Contender, Fit, Turns
 from textbook import NAMES, Sizes, config_path
 from whole import compare_whole
 
 from nanogpt.errors import UserError
 from nanogpt.hardware import best_device
 from nanogpt.insight import provenance
-from nanogpt.models import count_parameters
-from nanogpt.training import cli
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-LONGEST = 200.0  # seconds after which a config begins no further round
 
 
 @cache
 def peak(arithmetic: str, device: str) -> float:
     """Return operations a second of a big matrix product: the best of ten."""
     size, best = 8192 if device == "cuda" else 2048, float("inf")
-    torch.set_num_threads(THREADS)
     torch.set_float32_matmul_precision("high" if arithmetic == "tf32" else "highest")
     a, b = torch.randn(2, size, size, device=device, dtype=DTYPES.get(arithmetic, torch.float32))
     for _ in range(11):
@@ -62,45 +58,44 @@ def peak(arithmetic: str, device: str) -> float:
     return 2 * size**3 / best
 
 
-def measure(name: str, rounds: int, seconds: float) -> list[dict[str, Any]]:
+def measure(name: str, turns: int, rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Time all loops of a config; return a row for each, `fit` the last."""
     path, device = config_path(name), best_device()
     sizes = Sizes.of(path)
-    Fit.turns = None
-    gc.collect()  # the config before leaves the GPU
-    turns = Fit.turns = Turns(sizes, rounds, seconds, LONGEST)
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        options = ["--config", str(path), "--trainer.default_root_dir", folder]
-        options += ["--trainer.accelerator", "gpu" if device == "cuda" else "cpu"]
-        options += ["--trainer.max_steps", str(10**6), "--trainer.enable_progress_bar", "false"]
-        options += ["--trainer.limit_val_batches", "0", "--card", "false"]
-        fitted = cli.run("fit", options, Fit)
     characters = sizes.batch_size * sizes.block_size
-    flop = flop_per_character(sizes, count_parameters(fitted.model.net)) * characters
-    of_loop = {loop.name: loop for loop in turns.contenders}
-    rows = []
-    for loop in turns.contenders:
-        row: dict[str, Any] = {"config": name, "loop": loop.name, "arithmetic": loop.arithmetic}
-        if loop.failure:
-            rows.append(row | {"failure": loop.failure})
+    found: dict[str, list[dict[str, Any]]] = {n: [] for n in contenders.names(sizes, device)}
+    for _ in range(turns):
+        for loop, results in found.items():
+            if not any("failure" in result for result in results):
+                results.append(apart(loop, path, rounds, seconds))
+    rows = {}
+    for loop, results in found.items():
+        row = rows[loop] = {"config": name, "loop": loop, **results[-1]}
+        if "failure" in row:
             continue
-        row |= {"ms_per_step": loop.seconds * 1e3, "timed_steps": loop.timed_steps}
-        row |= {"rounds_ms": [s * 1e3 for s in loop.rounds], "threads": loop.threads}
-        row |= {"characters_per_second": characters / loop.seconds}
-        if flop:
-            row["of_peak"] = flop / loop.seconds / peak(loop.arithmetic, device)
-        if device == "cuda":
-            row["peak_memory"] = loop.peak_memory
-        rows.append(row | ratios(loop, of_loop))
-    return rows
+        times = [time for result in results for time in result["rounds"]]
+        seconds_per_step = statistics.median(times)
+        row |= {"rounds": times, "ms_per_step": seconds_per_step * 1e3}
+        row["characters_per_second"] = characters / seconds_per_step
+        if flop := flop_per_character(sizes, row["parameters"]) * characters:
+            row["of_peak"] = flop / seconds_per_step / peak(row["arithmetic"], device)
+        row["peak_memory"] = row["gpu_allocated_bytes" if device == "cuda" else "resident_bytes"]
+    return [row | ratios(row, rows) for row in rows.values()]
 
 
-def ratios(loop: Contender, of_loop: dict[str, Contender]) -> dict[str, float]:
+def apart(*arguments: Any) -> dict[str, Any]:
+    """Call ``contenders.run`` in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(contenders.run, *arguments).result()
+
+
+def ratios(row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> dict[str, float]:
     """Return how much longer the textbook takes than `fit` (a/c), and `fit` than bare (c/b)."""
-    if loop.name.startswith("textbook"):
-        return {"a/c": loop.seconds / of_loop["fit"].seconds}
-    if loop.name == "fit" and not of_loop["bare"].failure:
-        return {"c/b": loop.seconds / of_loop["bare"].seconds}
+    loop, fit, bare = row["loop"], rows["fit"], rows["bare"]
+    if loop.startswith("textbook") and "failure" not in row and "failure" not in fit:
+        return {"a/c": row["ms_per_step"] / fit["ms_per_step"]}
+    if loop == "fit" and "failure" not in row and "failure" not in bare:
+        return {"c/b": fit["ms_per_step"] / bare["ms_per_step"]}
     return {}
 
 
@@ -124,9 +119,7 @@ def line(row: dict[str, Any]) -> str:
     share = f"{row['of_peak']:.1%}" if "of_peak" in row else ""
     cells = [f"{row['ms_per_step']:12,.2f} {row['characters_per_second']:12,.0f} {share:>8}"]
     cells += [f"{row[name]:6.2f}" if name in row else " " * 6 for name in ("a/c", "c/b")]
-    if "peak_memory" in row:
-        cells.append(f"{row['peak_memory'] / 2**20:8,.0f}")
-    return " ".join([begin, *cells]).rstrip()
+    return " ".join([begin, *cells, f"{row['peak_memory'] / 2**20:8,.0f}"])
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -135,7 +128,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--configs", default=",".join(NAMES), help="names or paths of configs")
-    parser.add_argument("--rounds", type=int, default=5, help="of each loop, fewer where slow")
+    parser.add_argument("--turns", type=int, default=2, help="of each loop, a process each")
+    parser.add_argument("--rounds", type=int, default=3, help="of a turn")
     parser.add_argument(
         "--seconds", type=float, default=1.0, help="of a round, which is a step at least"
     )
@@ -143,8 +137,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--whole", nargs="?", const="bigram", help="whole runs of a config, first")
     parser.add_argument("--steps", type=int, help="of whole runs, instead of the config's")
     options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
+    if options.rounds < 1 or options.turns < 1:
+        parser.error("--rounds and --turns must be at least 1")
     return options
 
 
@@ -166,21 +160,19 @@ def main(arguments: Sequence[str]) -> None:
             options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
     if options.whole:
-        report["whole"] = compare_whole(options.whole, options.rounds, options.steps)
+        report["whole"] = compare_whole(options.whole, options.turns, options.steps)
         print(flush=True)
         save()
     kinds = ["fp32", "tf32", "bf16"] if device == "cuda" else ["fp32", "bf16"]
     report["peak_flops"] = {kind: peak(kind, device) for kind in kinds}
     print("matrix products:", end=" ")
     print(", ".join(f"{v / 1e12:.3f} TFLOP/s in {k}" for k, v in report["peak_flops"].items()))
-    memory = "   MiB of GPU" if device == "cuda" else ""
-    print(
-        f"{'config':11} {'loop':25} {'ms per step':>12} {'characters/s':>12} {'of peak':>8}", end=""
-    )
-    print(f"    a/c    c/b{memory}")
+    memory = "GPU MiB" if device == "cuda" else "MiB"
+    titles = f"{'ms per step':>12} {'characters/s':>12} {'of peak':>8}    a/c    c/b {memory:>8}"
+    print(f"{'config':11} {'loop':25} {titles}")
     report["loops"] = []
     for name in options.configs.split(","):
-        rows = measure(name, options.rounds, options.seconds)
+        rows = measure(name, options.turns, options.rounds, options.seconds)
         print(*map(line, rows), sep="\n", flush=True)
         report["loops"] += rows
         save()

@@ -2,10 +2,9 @@
 
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -29,22 +28,24 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setattr("contenders.WARM_UP", 0.0)
     threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
     Path("tiny.yaml").write_text(TINY, encoding="utf-8")
+    module = importlib.import_module("train")
+    monkeypatch.setattr(module, "apart", module.contenders.run)  # a process takes seconds to start
     with torch.random.fork_rng():
-        yield importlib.import_module("train")
+        yield module
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(matmul)
 
 
-def test_all_loops_take_turns(
+def test_all_loops_are_timed(
     train: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--configs", "tiny.yaml", "--rounds", "2", "--seconds", "0.001"]
+    options = ["--configs", "tiny.yaml", "--turns", "2", "--rounds", "1", "--seconds", "0.001"]
     train.main([*options, "--json", "figures.json"])
     report = json.loads(Path("figures.json").read_text(encoding="utf-8"))
     rows = {row["loop"]: row for row in report["loops"]}
     assert list(rows) == ["textbook", "textbook, bf16", "bare", "fit"]
     for row in rows.values():
-        assert len(row["rounds_ms"]) == 2
+        assert len(row["rounds"]) == 2
         assert row["characters_per_second"] == pytest.approx(32e3 / row["ms_per_step"])
         assert row["of_peak"] > 0
     slow, fast = rows["textbook"]["ms_per_step"], rows["fit"]["ms_per_step"]
@@ -55,6 +56,13 @@ def test_all_loops_take_turns(
     assert len([line for line in printed if line.startswith("tiny.yaml")]) == 4
 
 
+def test_a_loop_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module("train")
+    result = module.apart("bare", Path("no such file"), 1, 0.001)
+    assert "failure" in result
+
+
 def test_a_loop_that_fails_leaves_the_others_their_figures(
     train: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +71,7 @@ def test_a_loop_that_fails_leaves_the_others_their_figures(
         raise RuntimeError("no compiler\nhere")
 
     monkeypatch.setattr("textbook.Head.forward", fail)
-    rows = {row["loop"]: row for row in train.measure("tiny.yaml", 1, 0.001)}
+    rows = {row["loop"]: row for row in train.measure("tiny.yaml", 1, 1, 0.001)}
     assert rows["textbook"]["failure"] == "RuntimeError: no compiler"
     assert "failed: RuntimeError: no compiler" in train.line(rows["textbook"])
     assert rows["fit"]["c/b"] > 0
@@ -72,26 +80,15 @@ def test_a_loop_that_fails_leaves_the_others_their_figures(
 def test_the_steps_of_a_round_are_those_that_lightning_took(
     train: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contenders = importlib.import_module("contenders")
-    taken, counted = [], []
-
-    def at(when: str) -> Callable[..., None]:
-        original = getattr(contenders.Contender, when)
-
-        def act(self: Any, *arguments: Any, **named: Any) -> None:
-            original(self, *arguments, **named)
-            if self.name == "fit":
-                taken.append(train.Fit.turns.cli.trainer.global_step)
-                counted.append(self._steps)
-
-        return act
-
-    for when in ("begin", "end"):
-        monkeypatch.setattr(contenders.Contender, when, at(when))
-    monkeypatch.setattr(contenders, "MOST_STEPS", 4)
-    train.measure("tiny.yaml", 2, 600)
-    assert counted == [0, 1, 0, 4, 0, 4]  # at each beginning and end: a step to warm up, two rounds
-    assert [end - begin for begin, end in zip(taken[::2], taken[1::2], strict=True)] == [1, 4, 4]
+    asked, taken = [], []
+    monkeypatch.setattr(train.contenders, "MOST_STEPS", 4)
+    monkeypatch.setattr(train.contenders, "now", lambda: asked.append(len(taken)) or 0.0)
+    step = train.contenders.cli.LanguageModel.training_step
+    note = lambda *arguments: (taken.append(0), step(*arguments))[1]  # noqa: E731
+    monkeypatch.setattr(train.contenders.cli.LanguageModel, "training_step", note)
+    train.contenders.run("fit", Path("tiny.yaml"), 2, float("inf"))
+    # the warm-up, then two rounds, each from its first to its last step; Lightning asks one ahead
+    assert asked == [0, 2, 2, 6, 6, 10]
 
 
 @pytest.mark.parametrize(
