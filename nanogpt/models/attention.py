@@ -76,17 +76,19 @@ class _CPUAttentionWithDropout(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         q, k, v, y, bits = ctx.saved_tensors
-        dy = grads[0].flatten(0, 1)
+        dy, scale = grads[0].flatten(0, 1), q.shape[-1] ** -0.5
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         mask, rescale = causal_mask(q.shape[1], q), threshold(ctx.p)[1]
         delta = (dy * y).sum(-1, keepdim=True)  # (N, T, 1)
         for n in range(0, q.shape[0], CHUNK):
-            c = slice(n, n + CHUNK)
-            weights = attention_weights(q[c], k[c], mask)
-            dropped = keep_mask(bits[c], ctx.p, weights).mul_(weights).mul_(rescale)
-            torch.bmm(dropped.transpose(1, 2), dy[c], out=dv[c])
-            dscores = torch.bmm(dy[c], v[c].transpose(1, 2)).mul_(dropped)
-            dscores.sub_(weights.mul_(delta[c])).mul_(q.shape[-1] ** -0.5)
-            torch.bmm(dscores, k[c], out=dq[c])
-            torch.bmm(dscores.transpose(1, 2), q[c], out=dk[c])
+            c = slice(
+                n, n + CHUNK
+            ) 
+            weights, rescaled = attention_weights(q[c], k[c], mask), dy[c] * rescale
+            dropped = keep_mask(bits[c], ctx.p, weights).mul_(weights)
+            torch.bmm(dropped.transpose(1, 2), rescaled, out=dv[c])
+            dscores = torch.bmm(rescaled, v[c].transpose(1, 2)).mul_(dropped)
+            dscores.addcmul_(weights, delta[c], value=-1)
+            torch.bmm(dscores, k[c] * scale, out=dq[c])
+            torch.bmm(dscores.transpose(1, 2), q[c] * scale, out=dk[c])
         return dq.view(ctx.shape), dk.view(ctx.shape), dv.view(ctx.shape), None
