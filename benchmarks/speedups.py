@@ -61,8 +61,9 @@ VARIANTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
 def ours(variant: str, seed: int, device: str, data: Training) -> tuple[Steps, nn.Module]:
     """Return what takes a step of our model, and the model."""
     torch.manual_seed(seed)
-    net = GPT(65, SIZES.block_size, SIZES.n_layer, SIZES.n_head, SIZES.n_embd, dropout=0.2)
-    net.to(device)
+    widths = (SIZES.block_size, SIZES.n_layer, SIZES.n_head, SIZES.n_embd)
+    vocab_size = int(data.splits["train"].max()) + 1
+    net = GPT(vocab_size, *widths, dropout=SIZES.dropout).to(device)
     fused, half = variant != "AdamW not fused", variant == "bf16 autocast"
     optimizer = torch.optim.AdamW(net.parameters(), lr=SIZES.learning_rate, fused=fused)
     ids = data.splits["train"].to(device)

@@ -3,6 +3,7 @@
 import importlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -100,6 +101,24 @@ def test_operations_of_a_step(train: ModuleType, name: str, flop: float) -> None
     characters = sizes.batch_size * sizes.block_size
     found = train.flop_per_character(sizes, 10_788_929) * characters
     assert found == pytest.approx(flop, rel=1e-3)
+
+
+def test_without_dropout_each_speed_up_changes_nothing_but_rounding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(corpora, "_fetch", lambda: "no network in a test")
+    speedups = importlib.import_module("speedups")
+    weight = lambda net, ids: net.blocks[0].mlp.widen.weight.sum().item()  # noqa: E731
+    monkeypatch.setattr(speedups, "val_loss", weight)
+    sizes = {"batch_size": 4, "block_size": 8, "n_layer": 1, "n_head": 3, "n_embd": 24}
+    monkeypatch.setattr(speedups, "SIZES", replace(speedups.SIZES, **sizes, dropout=0.0))
+    shipped = speedups.curve("as shipped", 1, 8, "cpu")
+    for variant in ("attention weights whole", "PyTorch's dropout", "AdamW not fused"):
+        assert speedups.curve(variant, 1, 8, "cpu") == pytest.approx(shipped, rel=1e-4)
+    monkeypatch.setattr(speedups, "SIZES", replace(speedups.SIZES, dropout=0.3))
+    dropped = speedups.curve("as shipped", 1, 8, "cpu")
+    assert speedups.curve("PyTorch's dropout", 1, 8, "cpu") != pytest.approx(dropped, rel=1e-6)
 
 
 def test_the_page_of_results_says_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:

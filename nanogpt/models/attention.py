@@ -81,9 +81,7 @@ class _CPUAttentionWithDropout(torch.autograd.Function):
         mask, rescale = causal_mask(q.shape[1], q), threshold(ctx.p)[1]
         delta = (dy * y).sum(-1, keepdim=True)  # (N, T, 1)
         for n in range(0, q.shape[0], CHUNK):
-            c = slice(
-                n, n + CHUNK
-            ) 
+            c = slice(n, n + CHUNK)
             weights, rescaled = attention_weights(q[c], k[c], mask), dy[c] * rescale
             dropped = keep_mask(bits[c], ctx.p, weights).mul_(weights)
             torch.bmm(dropped.transpose(1, 2), rescaled, out=dv[c])
