@@ -32,7 +32,7 @@ from nanogpt.models.dropout import Dropout
 from nanogpt.text.windows import Windows, evaluation_windows, gather, training_batches
 from nanogpt.training.module import mean_loss
 
-SIZES = Sizes("gpt", 32, 64, 3, 4, 64, 0.2, 1e-3, 0, 0)
+SIZES = Sizes("gpt", 16, 64, 2, 4, 64, 0.2, 1e-3, 0, 0)
 FIRST_SEED = 1337
 EVALUATIONS = 4  # of a run: after an eighth of its steps, a quarter, a half, and all
 PLACES = tuple(2**-i for i in reversed(range(EVALUATIONS)))
