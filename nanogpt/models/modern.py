@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nanogpt.models.attention import causal_attention
 from nanogpt.models.cache import Cache, LayerCache
 from nanogpt.models.dropout import Dropout
+from nanogpt.models.elementwise import squared_relu, turn
 
 LOGIT_CAP = 15.0
 Turns = tuple[Tensor, Tensor]  # cosines and sines, (T, hs / 2) each
@@ -39,12 +40,6 @@ def rotation(begin: int, end: int, head_size: int, like: Tensor) -> Turns:
     frequencies = 10_000.0 ** -(torch.arange(half, device=like.device) / half)
     angles = torch.arange(begin, end, device=like.device)[:, None] * frequencies
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
-
-
-def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn pairs of channels: (B, nh, T, hs), by (T, hs / 2) each."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 class ModernAttention(nn.Module):
@@ -84,7 +79,7 @@ class ModernFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        return self.dropout(self.narrow(F.relu(self.widen(x)).square()))
+        return self.dropout(self.narrow(squared_relu(self.widen(x))))
 
 
 class ModernBlock(nn.Module):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nanogpt.models import Modern, modern
-from nanogpt.models.modern import LOGIT_CAP, ModernFeedForward, rotation, turn
+from nanogpt.models.elementwise import turn
+from nanogpt.models.modern import LOGIT_CAP, ModernFeedForward, rotation
 from tests.models.oracles import DIVIDING, loud
 
 B, T = 3, 11
@@ -30,8 +31,8 @@ def turned(x: Tensor, position: int) -> Tensor:
     """Turn one position of a head, (B, hs), as complex numbers."""
     half = x.shape[-1] // 2
     angles = position * 10_000.0 ** -(torch.arange(half, dtype=torch.float64) / half)
-    y = torch.complex(x[:, :half], x[:, half:]) * torch.polar(torch.ones_like(angles), angles)
-    return torch.cat([y.real, y.imag], -1)
+    y = torch.complex(x[:, ::2], x[:, 1::2]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.stack([y.real, y.imag], -1).flatten(-2)
 
 
 def logits_by_hand(net: Any, text: Tensor) -> Tensor:
