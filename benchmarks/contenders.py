@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nanogpt.text.windows import Windows, gather, training_batches
 from nanogpt.training import cli
-from nanogpt.training.module import mean_loss
+from nanogpt.training.compiled import CompiledLoss, Loss
+from nanogpt.training.module import next_character_loss
 from nanogpt.training.optimizer import build_optimizer
 
 WARM_UP = 0.5  # seconds that a loop runs before it is timed, and at least one step
@@ -171,7 +172,10 @@ class Turns:
         makers = [lambda: self.textbook(device), lambda: self.textbook(device, autocast=True)]
         if device == "cuda" and self.sizes.architecture != "bigram":
             makers.append(lambda: self.textbook(device, autocast=True, compiled=True))
-        for make in [*makers, lambda: self.bare(fit)]:
+        makers.append(lambda: self.bare(fit))
+        if isinstance(self.cli.model.training_loss, CompiledLoss):
+            makers.append(lambda: self.bare(fit, compiled=True))
+        for make in makers:
             at_first = allocated()
             contender = make()
             attempt(contender, contender.take_round, WARM_UP, False)
@@ -184,8 +188,11 @@ class Turns:
         name = "textbook" + autocast * ", bf16" + compiled * ", compiled"
         return Contender(name, "bf16" if autocast else "fp32", training.step, THREADS, "highest")
 
-    def bare(self, fit: Contender) -> Contender:
+    def bare(self, fit: Contender, compiled: bool = False) -> Contender:
         """Return our model in a bare loop, in the precision and under the settings of `fit`."""
+        loss_of: Loss = next_character_loss
+        if compiled:
+            loss_of = CompiledLoss(next_character_loss, self.cli.model.training_loss.graphs)
         data, model, trainer = self.cli.datamodule, self.cli.model, self.cli.trainer
         device, T = trainer.strategy.root_device, data.block_size
         net = model.build(len(data.tokenizer.vocabulary)).to(device)
@@ -197,12 +204,13 @@ class Turns:
         def step() -> None:
             inputs, targets = gather(ids, Windows(next(batches).to(device), T))
             with torch.autocast(device.type, half) if half else nullcontext():
-                loss = mean_loss(net(inputs), targets)
+                loss = loss_of(net, inputs, targets)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
 
-        return Contender("bare", fit.arithmetic, step, fit.threads, fit.matmul)
+        name = "bare" + compiled * ", compiled"
+        return Contender(name, fit.arithmetic, step, fit.threads, fit.matmul)
 
     def arithmetic(self, precision: str) -> str:
         """Return in what Lightning's precision multiplies matrices on this device."""
