@@ -8,8 +8,8 @@ started all at once. What a user has to know:
   step goes through the compiled function.
 - CUDA graphs write gradients to the same place each time, which gradients that accumulate, or
   that several devices share, would not survive: those runs are compiled without graphs.
-- Compiled dropout on a GPU draws other numbers than uncompiled dropout, from the same generator. Its
-  state moves with each step as it does without graphs, so it is saved and restored in the same way.
+- Compiled dropout on a GPU draws other numbers than uncompiled dropout, from the same generator:
+  its state is saved and restored as it is without.
 
 On a GPU none of this has ever run.
 """

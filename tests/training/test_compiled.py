@@ -198,7 +198,9 @@ def test_nothing_waits_for_the_gpu_between_evaluations(
     never = ("--trainer.log_every_n_steps=100", "--trainer.val_check_interval=10")
     for precision in ("32-true", "bf16-mixed"):
         try:
-            outcome = fit(*GPU, *never, "--trainer.max_steps=30", f"--trainer.precision={precision}")
+            outcome = fit(
+                *GPU, *never, "--trainer.max_steps=30", f"--trainer.precision={precision}"
+            )
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert (outcome.code, outcome.err) == (0, "")
