@@ -18,7 +18,6 @@ from nanogpt.hardware import best_device
 from nanogpt.models import count_parameters
 from nanogpt.text.windows import Windows, gather, training_batches
 from nanogpt.training import cli
-from nanogpt.training.module import mean_loss
 from nanogpt.training.optimizer import build_optimizer
 
 TEXTBOOK = {  # autocast, compiled
@@ -34,10 +33,9 @@ HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 def names(sizes: Sizes, device: str) -> list[str]:
     """Return the loops to compare on a device; `fit` the last."""
-    textbook = list(TEXTBOOK)
-    if device != "cuda" or sizes.architecture == "bigram":
-        textbook.remove("textbook, bf16, compiled")
-    return [*textbook, "bare", "fit"]
+    if device == "cuda" and sizes.architecture != "bigram":
+        return [*TEXTBOOK, "bare", "fit, not compiled", "fit"]
+    return ["textbook", "textbook, bf16", "bare", "fit"]
 
 
 @dataclass
@@ -106,7 +104,7 @@ class Fit(cli.CLI):
         yield next(batches)
 
     def bare_step(self) -> Callable[[], None]:
-        """Return a step of our model without Lightning, in the precision of `fit`."""
+        """Return a step of our model without Lightning, compiled and in a precision as `fit` is."""
         data, model, trainer = self.datamodule, self.model, self.trainer
         device, T = trainer.strategy.root_device, data.block_size
         net = model.build(len(data.tokenizer.vocabulary)).to(device)
@@ -118,7 +116,7 @@ class Fit(cli.CLI):
         def step() -> None:
             inputs, targets = gather(ids, Windows(next(batches).to(device), T))
             with torch.autocast(device.type, half) if half else nullcontext():
-                loss = mean_loss(net(inputs), targets)
+                loss = model.training_loss(net, inputs, targets)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -168,11 +166,12 @@ def time_textbook(name: str, config: Path, clock: Clock) -> tuple[str, int]:
 def time_ours(name: str, config: Path, clock: Clock) -> tuple[str, int]:
     """Time `fit`, or the bare loop under its settings; return the same."""
     Fit.clock, Fit.bare = clock, name == "bare"
+    choice = "false" if name == "fit, not compiled" else "auto"
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         options = ["--config", str(config), "--trainer.default_root_dir", folder]
         options += ["--trainer.accelerator", "gpu" if best_device() == "cuda" else "cpu"]
         options += ["--trainer.max_steps", str(10**6), "--trainer.enable_progress_bar", "false"]
-        options += ["--trainer.limit_val_batches", "0", "--card", "false"]
+        options += ["--trainer.limit_val_batches", "0", "--card", "false", "--compile", choice]
         fitted = cli.run("fit", options, Fit)
     parameters = count_parameters(fitted.model.net)
     if half := HALF.get(str(fitted.trainer.precision)):

@@ -7,8 +7,10 @@ config take turns, so that what else the machine does falls on all of them. In i
 warms up and is then timed for some rounds; a figure is the median of all its rounds. The loops are
 
 - ``textbook``: benchmarks/textbook.py in float32, under bf16 autocast and, on CUDA, compiled too;
-- ``bare``: our model, windows gathered on the device, fused AdamW, without Lightning;
-- ``fit``: `python cli.py fit` as shipped, with its callbacks and logger, between evaluations.
+- ``bare``: our model, windows gathered on the device, the optimizer fused, without Lightning;
+  compiled where `fit` is;
+- ``fit``: `python cli.py fit` as shipped, with its callbacks and logger, between evaluations; on
+  CUDA, where it is compiled, also without that.
 
 ``of peak`` is the share of the largest matrix product's speed, in the same arithmetic, that
 6 * parameters + 12 * n_layer * n_head * head_size * T operations a character make: what the model

@@ -4,7 +4,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -24,12 +24,14 @@ from nanogpt.training import callbacks, machine, report
 from nanogpt.training.bar import StepBar
 from nanogpt.training.card import write_card
 from nanogpt.training.checkpoints import AtomicCheckpointIO, Keeper
+from nanogpt.training.compiled import choose_loss
 from nanogpt.training.data import CharacterData
 from nanogpt.training.module import LanguageModel
 from nanogpt.training.quiet import quiet_lightning
 from nanogpt.training.resume import find_start
 from nanogpt.training.settings import (
     TRAINER_DEFAULTS,
+    add_options,
     changed_settings,
     check_evaluation,
     check_rooms,
@@ -51,20 +53,8 @@ class CLI(LightningCLI):
         return {cls.command: LightningCLI.subcommands()[cls.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the reference, and what the data takes from the model and the run."""
-        parser.add_argument(
-            "--reference",
-            type=Literal["bigram", "gpt10m"] | None,
-            help="the curve in lightning_logs/reference/ to compare with",
-        )
-        parser.add_argument(
-            "--card",
-            type=bool,
-            default=True,
-            help="leave card.md, curves.png and pictures for TensorBoard in the run's folder",
-        )
-        parser.link_arguments("model.block_size", "data.block_size")
-        parser.link_arguments("seed_everything", "data.seed", int)  # true and false too
+        """Add what belongs to neither model, data nor trainer."""
+        add_options(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, turning what is wrong into one line."""
@@ -165,6 +155,7 @@ class CLI(LightningCLI):
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self.datamodule.check_batch_size(self.trainer)
+        self.model.training_loss = choose_loss(self.settings.compile, self.model, self.trainer)
         vocabulary = self.datamodule.tokenizer.vocabulary
         with torch.device("meta"):  # which takes no memory and draws no random numbers
             net = self.model.build(len(vocabulary))

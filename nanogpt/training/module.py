@@ -1,12 +1,13 @@
 """The LightningModule: what a training step and an evaluation do with a language model."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 import lightning as L
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
@@ -85,6 +86,8 @@ class LanguageModel(L.LightningModule):
         self.val_loss, self.train_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(2))
         self.evaluation: dict[str, float] = {}
         self.watch = Watch()
+        # a compiled one may take its place; it is no part of the module, and of no checkpoint
+        self.training_loss: Callable[[nn.Module, Tensor, Tensor], Tensor] = next_character_loss
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the name of each hook that it runs, forty times a step; a module's own
@@ -139,7 +142,7 @@ class LanguageModel(L.LightningModule):
         Raises:
             UserError: on a CPU, if it is not finite; a GPU's is looked at later.
         """
-        loss = mean_loss(self(batch[0]), batch[1])
+        loss = self.training_loss(self.net, *batch)
         self.watch.see(self, loss)
         return loss
 
@@ -149,7 +152,7 @@ class LanguageModel(L.LightningModule):
         """Add a batch of windows to the loss of its split: loader 0 is val, 1 is train."""
         ids, targets = batch
         metric = (self.val_loss, self.train_loss)[dataloader_idx]
-        metric.update(mean_loss(self(ids), targets), targets.numel())
+        metric.update(next_character_loss(self.net, ids, targets), targets.numel())
 
     def on_validation_epoch_end(self) -> None:
         """Publish the evaluation: loss, perplexity and bits per character of both splits."""
@@ -179,6 +182,11 @@ class LanguageModel(L.LightningModule):
             warmup_steps=h["warmup_steps"],
         )
         return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
+
+
+def next_character_loss(net: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean loss of a network, in nats: ids (B, T), targets (B, T)."""
+    return mean_loss(net(ids), targets)
 
 
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:

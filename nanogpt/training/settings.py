@@ -1,10 +1,11 @@
 """Settings as they are given: checked, taken from a run, and told from the defaults."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
 
 from nanogpt.errors import UserError
 from nanogpt.generation.loading import read_checkpoint
@@ -20,6 +21,29 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 LINKED = ("config", "ckpt_path", "data.block_size", "data.seed")  # which other settings give
+
+
+def add_options(parser: LightningArgumentParser) -> None:
+    """Add the settings of no part, and what the data takes from the model and the run."""
+    parser.add_argument(
+        "--reference",
+        type=Literal["bigram", "gpt10m"] | None,
+        help="the curve in lightning_logs/reference/ to compare with",
+    )
+    parser.add_argument(
+        "--card",
+        type=bool,
+        default=True,
+        help="leave card.md, curves.png and pictures for TensorBoard in the run's folder",
+    )
+    parser.add_argument(
+        "--compile",
+        type=bool | Literal["auto"],
+        default="auto",
+        help="compile the training step; auto: on CUDA, where the run is long enough to repay it",
+    )
+    parser.link_arguments("model.block_size", "data.block_size")
+    parser.link_arguments("seed_everything", "data.seed", int)  # true and false too
 
 
 def check_rooms(settings: Namespace) -> None:
