@@ -13,6 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def is_eager_on_cpu(x: Tensor) -> bool:
+    """Whether a CPU will run the operators on ``x`` one by one, with no compiler to join them."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def random_bits(n: int) -> Tensor:
     """Draw ``n`` uniform 16-bit integers, as int16, from the CPU's default generator."""
     words = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
@@ -26,15 +31,15 @@ def threshold(p: float) -> tuple[int, float]:
 
 
 def keep_mask(bits: Tensor, p: float, like: Tensor) -> Tensor:
-    """Turn bits into zeros and ones of ``like``'s shape and dtype, in one pass."""
+    """Turn bits into zeros and ones of ``like``'s dtype, in the same shape and in one pass."""
     mask = torch.empty_like(like)
-    return torch.ge(bits.view(like.shape), threshold(p)[0], out=mask)
+    return torch.ge(bits, threshold(p)[0], out=mask)
 
 
 class _CPUDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        ctx.p, bits = p, random_bits(x.numel())
+        ctx.p, bits = p, random_bits(x.numel()).view(x.shape)
         ctx.save_for_backward(bits)  # unlike an attribute, freed once the backward pass is done
         return keep_mask(bits, p, x).mul_(x).mul_(threshold(p)[1])
 
@@ -51,6 +56,6 @@ class Dropout(nn.Dropout):
         """Zero each element with probability ``p`` in training, and rescale the others."""
         if not self.training or self.p == 0:
             return input
-        if input.device.type == "cpu":
+        if is_eager_on_cpu(input):
             return _CPUDropout.apply(input, self.p)
         return F.dropout(input, self.p)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanogpt.models.dropout import is_eager_on_cpu
+
 
 class _CPUSquaredReLU(torch.autograd.Function):
     @staticmethod
@@ -26,7 +28,7 @@ class _CPUSquaredReLU(torch.autograd.Function):
 
 def squared_relu(x: Tensor) -> Tensor:
     """Square what is positive, zero the rest (So et al., 2021), in any shape."""
-    if x.device.type == "cpu" and x.requires_grad:
+    if is_eager_on_cpu(x) and x.requires_grad:
         return _CPUSquaredReLU.apply(x)
     return F.relu(x).square()
 
@@ -38,7 +40,7 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     have no complex numbers.
     """
     pairs = x.unflatten(-1, (-1, 2))
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+    if is_eager_on_cpu(x) and x.dtype in (torch.float32, torch.float64):
         turned = torch.view_as_complex(pairs.contiguous()) * torch.complex(cos, sin)
         return torch.view_as_real(turned).flatten(-2)
     a, b = pairs.unbind(-1)

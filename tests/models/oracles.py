@@ -175,8 +175,17 @@ def causality_violations(model: GPT) -> int:
     return int((reached != torch.ones_like(reached).tril()).sum())
 
 
-def attention_error(attention: Callable[..., Tensor], batch: int, n_head: int, p: float) -> float:
-    """Return the largest difference from the naive attention, in output and gradients."""
+def attention_error(
+    attention: Callable[..., Tensor],
+    batch: int,
+    n_head: int,
+    p: float,
+    drawn: Callable[[tuple[int, ...], float], Tensor] = keep_factor,
+) -> float:
+    """Return the largest difference from the naive attention, in output and gradients.
+
+    ``drawn`` gives the factors of a shape in the order in which the attention draws them.
+    """
     torch.manual_seed(6)
     q, k, v, dy = torch.randn(4, batch, n_head, 7, 3, dtype=torch.float64)
     leaves = [x.requires_grad_() for x in (2 * q, 2 * k, v.clone())]
@@ -186,7 +195,7 @@ def attention_error(attention: Callable[..., Tensor], batch: int, n_head: int, p
         y = (
             attention(*leaves, p)
             if ours
-            else naive_attention(*leaves, keep_factor((batch, n_head, 7, 7), p))
+            else naive_attention(*leaves, drawn((batch, n_head, 7, 7), p))
         )
         results.append([y, *torch.autograd.grad(y, leaves, dy)])
     return largest_difference(*results)

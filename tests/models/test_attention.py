@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from nanogpt.models import attention
-from nanogpt.models.attention import CHUNK, causal_attention
-from tests.models.oracles import TOLERANCE, attention_error
+from nanogpt.models.attention import CHUNK, causal_attention, tiles
+from tests.models.oracles import TOLERANCE, attention_error, keep_factor
 
 
 @pytest.mark.parametrize(("batch", "n_head"), [(5, 1), (CHUNK, 1), (CHUNK + 5, 1), (7, 7)])
@@ -15,6 +15,19 @@ def test_output_and_gradients_equal_a_loop_with_the_same_mask(
     batch: int, n_head: int, p: float
 ) -> None:
     assert attention_error(causal_attention, batch, n_head, p) < TOLERANCE
+
+
+def test_tiles_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tile_by_tile(shape: tuple[int, ...], p: float) -> Tensor:
+        factors = torch.full((shape[0] * shape[1], *shape[2:]), torch.nan, dtype=torch.float64)
+        for tile in tiles(len(factors), shape[2]):
+            factors[tile] = keep_factor(tuple(factors[tile].shape), p)
+        return factors.view(shape)
+
+    for heads, rows in ((4, 3), (5, 7), (100, 1)):
+        monkeypatch.setattr(attention, "CHUNK", heads)
+        monkeypatch.setattr(attention, "ROWS", rows)
+        assert attention_error(causal_attention, 3, 5, 0.3, tile_by_tile) < TOLERANCE
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
