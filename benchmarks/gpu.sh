@@ -26,12 +26,12 @@ fit=(--config configs/gpt10m.yaml --trainer.default_root_dir "$out/gpt10m")
 first=(--trainer.max_steps 1 --trainer.limit_val_batches 0 --compile true --card false
     --trainer.logger false)
 sampling=(--characters 4000)
-train=(--configs gpt10m,bigram,quickstart,gpt_small --seconds 0.5)
+train=(--configs gpt10m,bigram,quickstart,gpt_small --turns 1 --rounds 5 --seconds 0.5)
 if [ -n "${NANOGPT_GPU_SH_REHEARSAL:-}" ]; then
     fit+=(--model.n_layer 1 --model.n_embd 48 --model.block_size 32 --data.batch_size 4)
     fit+=(--trainer.max_steps 4 --trainer.val_check_interval 2 --trainer.limit_val_batches 2)
     sampling=(--batches 1 --characters 1 --steps 1)
-    train=(--configs bigram --rounds 1 --seconds 0.01)
+    train=(--configs bigram --turns 1 --rounds 1 --seconds 0.01)
 elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "error: PyTorch finds no CUDA here; NANOGPT_GPU_SH_REHEARSAL=1 rehearses on a CPU" >&2
     exit 2
