@@ -89,34 +89,46 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for matrix in group["params"]:
-                if matrix.grad is None:
-                    continue
-                state = self.state[matrix]
-                if not state:
-                    state["momentum"] = torch.zeros_like(matrix)
-                momentum = state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
-                direction = orthogonal(matrix.grad.lerp(momentum, group["momentum"]))
-                tall = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-                matrix.add_(direction.to(matrix.dtype), alpha=-group["lr"] * tall)
+            for matrices in alike(group["params"]):
+                gradients = [self._with_momentum(matrix, group["momentum"]) for matrix in matrices]
+                directions = orthogonal(torch.stack(gradients))
+                tall = max(1.0, matrices[0].shape[0] / matrices[0].shape[1]) ** 0.5
+                for matrix, direction in zip(matrices, directions, strict=True):
+                    matrix.add_(direction.to(matrix.dtype), alpha=-group["lr"] * tall)
         return loss
 
+    def _with_momentum(self, matrix: Tensor, decay: float) -> Tensor:
+        assert matrix.grad is not None
+        state = self.state[matrix]
+        if not state:
+            state["momentum"] = torch.zeros_like(matrix)
+        return matrix.grad.lerp(state["momentum"].lerp_(matrix.grad, 1 - decay), decay)
 
-def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Return about the nearest matrix with orthogonal rows or columns: (m, n) to (m, n).
+
+def alike(matrices: list[Tensor]) -> list[list[Tensor]]:
+    """Return those that have gradients, together with the others of their shape and kind."""
+    groups: dict[Any, list[Tensor]] = {}
+    for matrix in matrices:
+        if matrix.grad is not None:
+            groups.setdefault((matrix.shape, matrix.dtype, matrix.device), []).append(matrix)
+    return list(groups.values())
+
+
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Return about the nearest matrices with orthogonal rows or columns: (k, m, n) to (k, m, n).
 
     Five Newton-Schulz steps of a polynomial that takes all singular values to between 0.7 and
     1.2, in bfloat16 where that is fast.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.to(torch.bfloat16 if fast_bf16(matrix.device.type) else torch.float32)
-    if tall := x.shape[0] > x.shape[1]:
-        x = x.T
-    x = x / x.norm().clamp_min(1e-7)
+    x = matrices.to(torch.bfloat16 if fast_bf16(matrices.device.type) else torch.float32)
+    if tall := x.shape[1] > x.shape[2]:
+        x = x.mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 class Together(Optimizer):
