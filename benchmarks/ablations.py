@@ -1,23 +1,24 @@
 """What each ingredient buys: a set of variants with several seeds, as a table.
 
-python benchmarks/ablations.py [--set quickstart] [--seeds 3] [--tune] [--out FOLDER]
+python benchmarks/ablations.py [--set quickstart] [--seeds 3] [--steps N] [--tune] [--out FOLDER]
 
-A variant is a config and the options that change it; each run is `python cli.py fit`, in a folder
-of its own below --out. A run that was stopped goes on where it was, and one that is done is not
-run again, so that more seeds or variants cost only what is new. With --tune the last tenth of the
-*train* split takes the place of the val split, which then stays unseen: choose by that.
+A variant is a config and the options that change it, and maybe an ingredient of the model that
+benchmarks/without.py takes away; each run is `python cli.py fit`, in a folder of its own below
+--out. A run that was stopped goes on where it was, and one that is done is not run again, so that
+more seeds or variants cost only what is new. With --tune the last tenth of the *train* split
+takes the place of the val split, which then stays unseen: choose by that.
 """
 
 import argparse
 import statistics
 import subprocess
 import sys
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
 import torch
 
-from nanogpt.generation.loading import read_checkpoint
 from nanogpt.hardware import best_device
 from nanogpt.insight import provenance
 from nanogpt.insight.card import table
@@ -34,37 +35,68 @@ PLAIN = [
     *("--model.warmup_steps=100", "--model.betas=[0.9,0.99]", "--model.weight_decay=0.1"),
     *("--data.batch_size=12", "--trainer.max_steps=2000", "--trainer.val_check_interval=2000"),
 ]
-SETS: dict[str, tuple[str, dict[str, list[str]]]] = {
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A config's run with options of its own, and maybe without an ingredient of the model."""
+
+    options: list[str] = field(default_factory=list)
+    without: str = ""
+
+
+SETS: dict[str, tuple[str, dict[str, Variant]]] = {
     "quickstart": (
         "quickstart.yaml",
         {
-            "plain GPT, 2,000 steps of 12 windows": PLAIN,
-            "GPT, AdamW, cosine": [*GPT, *ADAMW, *COSINE],
-            "modern, AdamW, cosine": [*ADAMW, *COSINE],
-            "modern, AdamW, linear": ADAMW,
-            "GPT, Muon, linear": GPT,
-            "modern, Muon, linear: quickstart": [],
+            "plain GPT, 2,000 steps of 12 windows": Variant(PLAIN),
+            "GPT, AdamW, cosine": Variant([*GPT, *ADAMW, *COSINE]),
+            "modern, AdamW, cosine": Variant([*ADAMW, *COSINE]),
+            "modern, AdamW, linear": Variant(ADAMW),
+            "GPT, Muon, linear": Variant(GPT),
+            "modern, Muon, linear: quickstart": Variant(),
+        },
+    ),
+    "ingredients": (
+        "quickstart.yaml",
+        {
+            "quickstart": Variant(),
+            "Muon -> AdamW 2e-3 for all": Variant(ADAMW),
+            "rotary -> learned positions": Variant(without="rotary"),
+            "no norm on queries and keys": Variant(without="qk-norm"),
+            "squared ReLU -> ReLU": Variant(without="squared"),
+            "squared ReLU -> GELU": Variant(without="squared-relu"),
+            "zero init -> PyTorch's": Variant(without="zero-init"),
+            "no cap on logits": Variant(without="logit-cap"),
+            "norms of blocks with weights": Variant(without="weightless-norms"),
+            "linear -> cosine": Variant(["--model.schedule=cosine"]),
+            "linear -> constant": Variant(["--model.schedule=constant"]),
+            "with a warm-up of 50 steps": Variant(["--model.warmup_steps=50"]),
         },
     ),
 }
 TITLES = ("variant", "val loss", "seeds", "seconds of training")
 
 
-def train(config: str, options: list[str], seed: int, folder: Path) -> tuple[float, float]:
+def train(config: str, variant: Variant, seed: int, folder: Path) -> tuple[float, float]:
     """Run a variant once, if need be; return its last val loss, and the seconds it trained."""
     last = folder / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
     if not (folder / "done").exists():
-        begin = ["--config", str(ROOT / "configs" / config), *options, f"--seed_everything={seed}"]
-        begin += ["--card=false", f"--trainer.default_root_dir={folder}"]
+        begin = ["--config", str(ROOT / "configs" / config), *variant.options]
+        begin += [f"--seed_everything={seed}", "--card=false"]
+        begin += [f"--trainer.default_root_dir={folder}"]
         if last.is_file():
             begin = ["--ckpt_path", str(last)]
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(ROOT / "cli.py"), "fit", *begin]
+        without = [str(ROOT / "benchmarks" / "without.py"), variant.without]
+        program = without if variant.without else [str(ROOT / "cli.py")]
+        command = [sys.executable, *program, "fit", *begin]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0 and "already" not in done.stderr:
             sys.exit(f"{' '.join(command)}\n{done.stderr}")
         (folder / "done").touch()
-    run = read_checkpoint(last)["run"]
+    # not read_checkpoint, which knows only models that have all their ingredients
+    run = torch.load(last, map_location="cpu", weights_only=True)["run"]
     return run["history"][-1][2], run["seconds"]
 
 
@@ -81,18 +113,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--set", choices=SETS, default="quickstart")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="of each run, in place of its own")
     parser.add_argument("--tune", action="store_true", help="on a slice of the train split")
     parser.add_argument("--out", type=Path, default=Path("ablations"))
     options = parser.parse_args()
     config, variants = SETS[options.set]
-    out = options.out.resolve() / (options.set + "-tune" * options.tune)
+    steps = f"-{options.steps}" if options.steps else ""
+    out = options.out.resolve() / (options.set + steps + "-tune" * options.tune)
     out.mkdir(parents=True, exist_ok=True)
     extra = tuning_text(out) if options.tune else []
+    if options.steps:
+        extra += [f"--trainer.{n}={options.steps}" for n in ("max_steps", "val_check_interval")]
     rows = []
-    for name, changes in variants.items():
+    for name, variant in variants.items():
         folder = out / "".join(c if c.isalnum() else "_" for c in name)
         seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
-        runs = [train(config, [*changes, *extra], seed, folder / str(seed)) for seed in seeds]
+        changed = replace(variant, options=[*variant.options, *extra])
+        runs = [train(config, changed, seed, folder / str(seed)) for seed in seeds]
         losses, seconds = zip(*runs, strict=True)
         spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
         loss, time = f"{statistics.fmean(losses):.4f}{spread}", f"{statistics.median(seconds):.0f}"
