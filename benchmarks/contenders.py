@@ -18,6 +18,7 @@ from nanogpt.hardware import best_device
 from nanogpt.models import count_parameters
 from nanogpt.text.windows import Windows, gather, training_batches
 from nanogpt.training import cli
+from nanogpt.training.compiled import WORTH_IT_FROM, CompiledLoss
 from nanogpt.training.optimizer import build_optimizer
 
 TEXTBOOK = {  # autocast, compiled
@@ -62,8 +63,6 @@ class Clock:
             seconds = (now() - begun) / steps
             if number:
                 self.times.append(seconds)
-            elif torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
 
 
 def now() -> float:
@@ -143,39 +142,46 @@ def run(name: str, config: Path, rounds: int, seconds: float) -> dict[str, Any]:
     clock = Clock(rounds, seconds)
     try:
         time_loop = time_textbook if name in TEXTBOOK else time_ours
-        arithmetic, parameters = time_loop(name, config, clock)
+        about = time_loop(name, config, clock)
     except Exception as error:
         first, *_ = [*str(error).strip().splitlines(), ""]
         return {"failure": f"{type(error).__name__}: {first}"}
-    about = {"arithmetic": arithmetic, "parameters": parameters}
     return {"rounds": clock.times, "threads": torch.get_num_threads(), **about, **memory()}
 
 
-def time_textbook(name: str, config: Path, clock: Clock) -> tuple[str, int]:
+def time_textbook(name: str, config: Path, clock: Clock) -> dict[str, Any]:
     """Time the textbook's loop, under the settings that PyTorch comes with.
 
-    Returns: its arithmetic and its number of parameters.
+    Returns: its arithmetic, its number of parameters and whether it is compiled.
     """
     autocast, compiled = TEXTBOOK[name]
     training = Training(Sizes.of(config), best_device(), autocast, compiled)
     for _ in clock:
         training.step()
-    return "bf16" if autocast else "fp32", count_parameters(training.model)
+    return {
+        "arithmetic": "bf16" if autocast else "fp32",
+        "parameters": count_parameters(training.model),
+        "compiled": compiled,
+    }
 
 
-def time_ours(name: str, config: Path, clock: Clock) -> tuple[str, int]:
+def time_ours(name: str, config: Path, clock: Clock) -> dict[str, Any]:
     """Time `fit`, or the bare loop under its settings; return the same."""
     Fit.clock, Fit.bare = clock, name == "bare"
-    choice = "false" if name == "fit, not compiled" else "auto"
+    short = 0 <= Sizes.of(config).max_steps < WORTH_IT_FROM  # which `fit` would not compile
+    choice = "false" if short or name == "fit, not compiled" else "auto"
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         options = ["--config", str(config), "--trainer.default_root_dir", folder]
         options += ["--trainer.accelerator", "gpu" if best_device() == "cuda" else "cpu"]
         options += ["--trainer.max_steps", str(10**6), "--trainer.enable_progress_bar", "false"]
         options += ["--trainer.limit_val_batches", "0", "--card", "false", "--compile", choice]
         fitted = cli.run("fit", options, Fit)
-    parameters = count_parameters(fitted.model.net)
-    if half := HALF.get(str(fitted.trainer.precision)):
-        return {torch.bfloat16: "bf16", torch.float16: "fp16"}[half], parameters
+    loss, precision = fitted.model.training_loss, str(fitted.trainer.precision)
     on_cuda = fitted.trainer.strategy.root_device.type == "cuda"
     tf32 = on_cuda and torch.cuda.get_device_capability()[0] >= 8
-    return "tf32" if tf32 else "fp32", parameters
+    halves = {"bf16-mixed": "bf16", "16-mixed": "fp16"}
+    return {
+        "arithmetic": halves.get(precision, "tf32" if tf32 else "fp32"),
+        "parameters": count_parameters(fitted.model.net),
+        "compiled": isinstance(loss, CompiledLoss) and loss.works,
+    }

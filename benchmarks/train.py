@@ -15,7 +15,7 @@ warms up and is then timed for some rounds; a figure is the median of all its ro
 ``of peak`` is the share of the largest matrix product's speed, in the same arithmetic, that
 6 * parameters + 12 * n_layer * n_head * head_size * T operations a character make: what the model
 asks for, however often a loop computes it. A bigram multiplies nothing. The memory is the most
-that a loop's process had resident, on CUDA the most that it had allocated on the GPU once warm.
+that a loop's process had resident, on CUDA the most that it had reserved on the GPU.
 ``--whole`` compares, before that, time and memory of whole commands, from start to end.
 """
 
@@ -28,6 +28,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -75,20 +76,23 @@ def measure(name: str, turns: int, rounds: int, seconds: float) -> list[dict[str
         row = rows[loop] = {"config": name, "loop": loop, **results[-1]}
         if "failure" in row:
             continue
-        times = [time for result in results for time in result["rounds"]]
+        times = [seconds for result in results for seconds in result["rounds"]]
         seconds_per_step = statistics.median(times)
         row |= {"rounds": times, "ms_per_step": seconds_per_step * 1e3}
         row["characters_per_second"] = characters / seconds_per_step
         if flop := flop_per_character(sizes, row["parameters"]) * characters:
             row["of_peak"] = flop / seconds_per_step / peak(row["arithmetic"], device)
-        row["peak_memory"] = row["gpu_allocated_bytes" if device == "cuda" else "resident_bytes"]
+        row["peak_memory"] = row.get("gpu_reserved_bytes", row.get("resident_bytes"))
     return [row | ratios(row, rows) for row in rows.values()]
 
 
 def apart(*arguments: Any) -> dict[str, Any]:
     """Call ``contenders.run`` in a process of its own."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(contenders.run, *arguments).result()
+        try:
+            return pool.submit(contenders.run, *arguments).result()
+        except BrokenProcessPool:
+            return {"failure": "its process was killed: was there memory enough?"}
 
 
 def ratios(row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -121,7 +125,9 @@ def line(row: dict[str, Any]) -> str:
     share = f"{row['of_peak']:.1%}" if "of_peak" in row else ""
     cells = [f"{row['ms_per_step']:12,.2f} {row['characters_per_second']:12,.0f} {share:>8}"]
     cells += [f"{row[name]:6.2f}" if name in row else " " * 6 for name in ("a/c", "c/b")]
-    return " ".join([begin, *cells, f"{row['peak_memory'] / 2**20:8,.0f}"])
+    if row["peak_memory"]:
+        cells.append(f"{row['peak_memory'] / 2**20:8,.0f}")
+    return " ".join([begin, *cells])
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

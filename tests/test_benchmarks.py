@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -60,8 +61,10 @@ def test_all_loops_are_timed(
 def test_a_loop_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = importlib.import_module("train")
-    result = module.apart("bare", Path("no such file"), 1, 0.001)
-    assert "failure" in result
+    monkeypatch.setattr(module.contenders, "run", os.getpid)
+    assert module.apart() != os.getpid()
+    monkeypatch.setattr(module.contenders, "run", os.abort)
+    assert "its process was killed" in module.apart()["failure"]
 
 
 def test_a_loop_that_fails_leaves_the_others_their_figures(

@@ -46,8 +46,8 @@ def causal_mask(size: int, like: Tensor) -> Tensor:
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-    """Return ``softmax(q kᵀ / sqrt(hs) + mask)``: (N, T, hs) twice and (T, T) to (N, T, T)."""
-    scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)  # (n, T, T)
+    """Return ``softmax(q kᵀ / sqrt(hs) + mask)``: (n, T, hs), (n, S, hs), (T, S) to (n, T, S)."""
+    scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
     return scores.softmax(-1)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def is_eager_on_cpu(x: Tensor) -> bool:
@@ -44,6 +45,7 @@ class _CPUDropout(torch.autograd.Function):
         return keep_mask(bits, p, x).mul_(x).mul_(threshold(p)[1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         (bits,) = ctx.saved_tensors
         return keep_mask(bits, ctx.p, grads[0]).mul_(grads[0]).mul_(threshold(ctx.p)[1]), None

@@ -53,7 +53,7 @@ class CLI(LightningCLI):
         return {cls.command: LightningCLI.subcommands()[cls.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what belongs to neither model, data nor trainer."""
+        """Add what is not Lightning's."""
         add_options(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -29,7 +29,7 @@ from nanogpt.training.resume import random_state, set_random_state
 Choice = bool | Literal["auto"]
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
-WORTH_IT_FROM = 1000  # steps: a shorter run is over before half a minute of compiling is repaid
+WORTH_IT_FROM = 1000  # steps: a guess; a shorter run may be over before compiling is repaid
 REHEARSALS = 3  # of a step: CUDA graphs warm up, then record, then replay
 
 
@@ -68,6 +68,11 @@ class CompiledLoss:
         self.loss, self.graphs = loss, graphs
         self.run: Loss | None = None
 
+    @property
+    def works(self) -> bool:
+        """Whether compiling has not failed."""
+        return self.run is not self.loss
+
     def __call__(self, net: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch."""
         if self.run is None:
@@ -75,6 +80,7 @@ class CompiledLoss:
             try:
                 self.run = self._rehearsed(net, ids, targets)
             except Exception as error:  # the compiler has hundreds of ways to fail
+                torch.compiler.reset()  # which leaves its memory
                 notice(f"training goes on uncompiled, since compiling failed: {reason(error)}")
                 self.run, self.graphs = self.loss, False
             finally:

@@ -1,4 +1,4 @@
-"""Settings as they are given: checked, taken from a run, and told from the defaults."""
+"""Settings: those beside Lightning's; given ones checked, taken from a run, told from defaults."""
 
 import json
 from typing import Any, Literal
@@ -40,7 +40,7 @@ def add_options(parser: LightningArgumentParser) -> None:
         "--compile",
         type=bool | Literal["auto"],
         default="auto",
-        help="compile the training step; auto: on CUDA, where the run is long enough to repay it",
+        help="compile the training step; auto: on CUDA, a GPT's run of at least 1,000 steps",
     )
     parser.link_arguments("model.block_size", "data.block_size")
     parser.link_arguments("seed_everything", "data.seed", int)  # true and false too

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanogpt.models import attention
+from nanogpt.models import Modern, attention
 from nanogpt.models.attention import CHUNK, causal_attention, tiles
 from tests.models.oracles import TOLERANCE, attention_error, keep_factor
 
@@ -72,6 +72,22 @@ def test_a_second_backward_pass_gives_the_same_gradients() -> None:
     first = torch.autograd.grad(y, (q, k, v), retain_graph=True)
     for a, b in zip(first, torch.autograd.grad(y, (q, k, v)), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_modern_gpt_trains_under_bf16_autocast() -> None:
+    # rotary positions are kept in float32, values are not: one attention, one dtype
+    torch.manual_seed(0)
+    net, ids = Modern(17, 16, 2, 2, 8, dropout=0.2), torch.randint(17, (3, 16))
+    for weight in net.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    gradients = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = net(ids).float().square().mean()
+        gradients.append(torch.autograd.grad(loss, list(net.parameters())))
+    for exact, rounded in zip(*gradients, strict=True):
+        assert (rounded - exact).norm() < 0.1 * exact.norm()
 
 
 def test_bf16_autocast_stays_near_float32() -> None:
