@@ -104,9 +104,8 @@ def predict(
         outputs = [sys.stdout]
         if output is not None:
             outputs.append(files.enter_context(new_file(output)))
-        print(
-            f"sampling from {model.checkpoint}", file=sys.stderr
-        )  # from here on nothing is refused
+        # from here on nothing is refused
+        print(f"sampling from {model.checkpoint}", file=sys.stderr)
         if num_samples == 1:
             stream(model, outputs, given)
         else:
