@@ -63,6 +63,7 @@ SETS: dict[str, tuple[str, dict[str, Variant]]] = {
             "quickstart": Variant(),
             "Muon -> AdamW 2e-3 for all": Variant(ADAMW),
             "rotary -> learned positions": Variant(without="rotary"),
+            "no token shift": Variant(without="token-shift"),
             "no norm on queries and keys": Variant(without="qk-norm"),
             "squared ReLU -> ReLU": Variant(without="squared"),
             "squared ReLU -> GELU": Variant(without="squared-relu"),

@@ -92,6 +92,7 @@ class WeightedNorms(ModernBlock):
 # what stands in for which names of modern.py
 WITHOUT: dict[str, dict[str, object]] = {
     "rotary": {"Modern": LearnedPositions, "turn": lambda x, *turns: x},
+    "token-shift": {"token_shift": lambda x, earlier: x},
     "qk-norm": {"ModernAttention": PlainAttention},
     "squared": {"ModernFeedForward": ReLU},
     "squared-relu": {"ModernFeedForward": GELU},

@@ -41,6 +41,7 @@ def modern(ids: torch.Tensor) -> tuple[dict[str, torch.Size], torch.Tensor, torc
     ("ingredient", "more"),
     [
         ("rotary", {"position_embedding.weight"}),
+        ("token-shift", set()),
         ("qk-norm", set()),
         ("squared", set()),
         ("squared-relu", set()),

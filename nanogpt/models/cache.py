@@ -1,23 +1,48 @@
 """What a model keeps of the characters it has read, so that the next one costs one position.
 
-Axes: B batch, nh heads, T time, hs head size; S is all of the time so far.
+Axes: B batch, nh heads, T time, hs head size, C channels; S is all of the time so far.
 """
 
 import torch
 from torch import Tensor
 
 
-class LayerCache:
-    """The keys and values of one layer, in room that is taken once and used again.
+class Earlier:
+    """The few positions before the new ones, which may have been read before; first come zeros.
 
     Args:
         size: most positions that it can hold: the model's ``block_size``.
-        dtype: to hold them in; None takes that of the first ones.
+        few: how many positions are given back with the new ones.
+    """
+
+    def __init__(self, size: int, few: int = 2) -> None:
+        self.size, self.few, self.length = size, few, 0
+        self.room: Tensor | None = None  # (B, few + size, C), the first few of them zeros
+
+    def append(self, x: Tensor) -> Tensor:
+        """Add new positions, (B, T, C); return the few before them and them, (B, few + T, C)."""
+        begin, self.length = self.length, self.length + x.shape[1]
+        if self.room is None:
+            self.room = x.new_zeros(x.shape[0], self.few + self.size, x.shape[2])
+        self.room.narrow(1, self.few + begin, x.shape[1]).copy_(x)
+        return self.room.narrow(1, begin, self.few + x.shape[1])
+
+
+class LayerCache:
+    """The keys and values of one layer, in room that is taken once and used again.
+
+    Beside them lies what a layer that shifts tokens needs: the inputs, at the positions before, of
+    its attention and of its feed-forward layer.
+
+    Args:
+        size: most positions that it can hold: the model's ``block_size``.
+        dtype: to hold keys and values in; None takes that of the first ones.
     """
 
     def __init__(self, size: int, dtype: torch.dtype | None = None) -> None:
         self.size, self.dtype, self.length = size, dtype, 0
         self.room: Tensor | None = None
+        self.earlier = (Earlier(size), Earlier(size))
 
     def append(self, kv: Tensor) -> tuple[Tensor, ...]:
         """Add keys and values of new positions, (2, B, nh, T, hs); return all, (B, nh, S, hs)."""
@@ -50,4 +75,5 @@ class Cache:
     def set_length(self, length: int) -> None:
         """Hold so many of the positions that have been written; with 0 forget all of them."""
         for layer in self.layers:
-            layer.length = length
+            for part in (layer, *layer.earlier):
+                part.length = length

@@ -4,6 +4,8 @@ What is different, and where it comes from:
 
 - positions turn queries and keys, and add nothing (rotary embeddings, Su et al., 2021);
 - norms have no weights, and stand also on queries and keys (Henry et al., 2020);
+- attention and feed-forward layers read a third of the channels one position late, and a third
+  two (token shift, Peng et al., 2023), so that what stood just before need not be looked for;
 - the feed-forward layer squares its ReLU (So et al., 2021); no linear has a bias;
 - projections back into the stream, and the head, begin at zero, so that each block begins as the
   identity;
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanogpt.models.attention import causal_attention
-from nanogpt.models.cache import Cache, LayerCache
+from nanogpt.models.cache import Cache, Earlier, LayerCache
 from nanogpt.models.dropout import Dropout
 from nanogpt.models.elementwise import squared_relu, turn
 
@@ -40,6 +42,23 @@ def rotation(begin: int, end: int, head_size: int, like: Tensor) -> Turns:
     frequencies = 10_000.0 ** -(torch.arange(half, device=like.device) / half)
     angles = torch.arange(begin, end, device=like.device)[:, None] * frequencies
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def token_shift(x: Tensor, earlier: Earlier | None = None) -> Tensor:
+    """Read a third of the channels one position late, and a third two: (B, T, C) to (B, T, C).
+
+    Before the first position stand zeros, or what ``earlier`` holds.
+    """
+    T = x.shape[1]
+    if earlier is None:
+        thirds = [
+            F.pad(third, (0, 0, late, -late))
+            for third, late in zip(x.chunk(3, dim=-1), (0, min(1, T), min(2, T)), strict=False)
+        ]
+    else:
+        seen = earlier.append(x).chunk(3, dim=-1)  # (B, 2 + T, C / 3) each
+        thirds = [third.narrow(1, 2 - late, T) for late, third in enumerate(seen)]
+    return torch.cat(thirds, dim=-1)
 
 
 class ModernAttention(nn.Module):
@@ -92,8 +111,9 @@ class ModernBlock(nn.Module):
 
     def forward(self, x: Tensor, turns: Turns, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        x = x + self.attn(norm(x), turns, cache)
-        return x + self.mlp(norm(x))
+        of_attn, of_mlp = (None, None) if cache is None else cache.earlier
+        x = x + self.attn(token_shift(norm(x), of_attn), turns, cache)
+        return x + self.mlp(token_shift(norm(x), of_mlp))
 
 
 class Modern(nn.Module):

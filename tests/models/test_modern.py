@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nanogpt.models import Modern, modern
 from nanogpt.models.elementwise import turn
-from nanogpt.models.modern import LOGIT_CAP, ModernFeedForward, rotation
+from nanogpt.models.modern import LOGIT_CAP, ModernFeedForward, rotation, token_shift
 from tests.models.oracles import DIVIDING, loud
 
 B, T = 3, 11
@@ -35,12 +35,23 @@ def turned(x: Tensor, position: int) -> Tensor:
     return torch.stack([y.real, y.imag], -1).flatten(-2)
 
 
+def shifted(x: Tensor) -> Tensor:
+    """One channel and one position at a time: thirds are read 0, 1 and 2 positions late."""
+    y, C = torch.zeros_like(x), x.shape[-1]
+    for t in range(x.shape[1]):
+        for c in range(C):
+            late = c // math.ceil(C / 3)
+            if t >= late:
+                y[:, t, c] = x[:, t - late, c]
+    return y
+
+
 def logits_by_hand(net: Any, text: Tensor) -> Tensor:
     """One position and one head at a time; nothing of the model but its weights."""
     C, nh = net.token_embedding.embedding_dim, net.blocks[0].attn.n_head
     hs, stream = C // nh, normal(net.token_embedding.weight[text])
     for block in net.blocks:
-        q, k, v = (normal(stream) @ block.attn.query_key_value.weight.T).split(C, -1)
+        q, k, v = (shifted(normal(stream)) @ block.attn.query_key_value.weight.T).split(C, -1)
         rows = []
         for t in range(T):
             heads = []
@@ -51,7 +62,7 @@ def logits_by_hand(net: Any, text: Tensor) -> Tensor:
                 heads.append((scores.softmax(-1)[..., None] * v[:, : t + 1, h]).sum(1))
             rows.append(torch.cat(heads, -1))
         stream = stream + torch.stack(rows, 1) @ block.attn.projection.weight.T
-        wide = normal(stream) @ block.mlp.widen.weight.T
+        wide = shifted(normal(stream)) @ block.mlp.widen.weight.T
         stream = stream + (wide * wide * (wide > 0)) @ block.mlp.narrow.weight.T
     logits = normal(stream) @ net.lm_head.weight.T
     return LOGIT_CAP * torch.tanh(logits / LOGIT_CAP)
@@ -69,14 +80,22 @@ def backwards(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turn(x, cos.flip(0), sin.flip(0))
 
 
+def one_more(x: Tensor, _: None) -> Tensor:
+    return token_shift(torch.nn.functional.pad(x, (0, 0, 1, -1)))
+
+
 def not_squared(self: ModernFeedForward, x: Tensor) -> Tensor:
     return self.narrow(self.widen(x).relu())
 
 
 @pytest.mark.parametrize(
     ("where", "what", "wrong"),
-    [(modern, "turn", backwards), (ModernFeedForward, "forward", not_squared)],
-    ids=["turned backwards", "not squared"],
+    [
+        (modern, "turn", backwards),
+        (modern, "token_shift", one_more),
+        (ModernFeedForward, "forward", not_squared),
+    ],
+    ids=["turned backwards", "shifted too far", "not squared"],
 )
 def test_a_planted_fault_is_seen(
     where: Any, what: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
@@ -105,7 +124,7 @@ def test_the_future_has_no_say() -> None:
         return embedded[0]
 
     net.token_embedding.register_forward_hook(keep)
-    for t in (0, 4, T - 1):
+    for t in (0, 1, 4, T - 1):
         embedded.clear()
         net(ids())[0, t].sum().backward()
         reached = embedded[0].grad[0].abs().amax(-1) > 0  # type: ignore[index]
