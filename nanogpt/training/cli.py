@@ -34,6 +34,7 @@ from nanogpt.training.settings import (
     add_options,
     changed_settings,
     check_evaluation,
+    check_linked,
     check_rooms,
     check_steps,
     fit_options,
@@ -69,6 +70,7 @@ class CLI(LightningCLI):
             ) from error
         self.settings = self.config[self.command]
         check_rooms(self.settings)
+        check_linked(self.settings)
 
     def _parse_ckpt_path(self) -> None:
         """Keep a checkpoint's settings from silently replacing those that were given."""

@@ -1,6 +1,8 @@
 """Settings: those beside Lightning's; given ones checked, taken from a run, told from defaults."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -21,6 +23,11 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 LINKED = ("config", "ckpt_path", "data.block_size", "data.seed")  # which other settings give
+OF_OTHERS = {  # what is taken from another setting, also where a config gives it
+    "block_size": "model.block_size",
+    "seed": "seed_everything",
+    "vocabulary": "model.vocabulary",
+}
 
 
 def add_options(parser: LightningArgumentParser) -> None:
@@ -58,6 +65,25 @@ def check_rooms(settings: Namespace) -> None:
     seed = settings.seed_everything
     if not 0 <= seed < 2**32:
         raise UserError(f"seed_everything must be a whole number from 0 to 2^32 - 1, not {seed}")
+
+
+def check_linked(settings: Namespace) -> None:
+    """Check that no config gives the data what it takes from another setting.
+
+    A value that the other setting has too, as in the config that a run leaves, does no harm.
+
+    Raises:
+        UserError: if one does.
+    """
+    for path in settings.config or ():
+        if not isinstance(path, os.PathLike):  # settings that are not in a file
+            continue
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = content.get("data") if isinstance(content, dict) else None
+        given = data if isinstance(data, dict) else {}
+        for name, other in OF_OTHERS.items():
+            if given.get(name) not in (None, settings[other]):
+                raise UserError(f"data.{name} follows {other}: set that, and not this in {path}")
 
 
 def check_evaluation(settings: Namespace) -> None:
