@@ -67,7 +67,7 @@ def test_an_ingredient_is_taken_away(without: ModuleType, ingredient: str, more:
 
 
 def test_every_ingredient_that_can_be_taken_away_is_measured(without: ModuleType) -> None:
-    variants = importlib.import_module("ablations").SETS["ingredients"][1].values()
+    variants = importlib.import_module("ablations").SETS["ingredients"].variants.values()
     assert {variant.without for variant in variants} == {"", *without.WITHOUT}
 
 
@@ -111,7 +111,7 @@ def test_ablations_are_run_once_each_and_make_a_table(
 
     monkeypatch.setattr(ablations, "subprocess", SimpleNamespace(run=run))
     few = {"as it is": ablations.Variant(), "no rotary": ablations.Variant(["--a=b"], "rotary")}
-    monkeypatch.setitem(ablations.SETS, "ingredients", ("quickstart.yaml", few))
+    monkeypatch.setitem(ablations.SETS, "ingredients", ablations.Set("quickstart.yaml", few))
     options = ["--set", "ingredients", "--seeds", "2", "--steps", "3"]
     monkeypatch.setattr("sys.argv", ["ablations.py", *options])
     for _ in range(2):

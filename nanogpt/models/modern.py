@@ -57,7 +57,7 @@ def token_shift(x: Tensor, earlier: Earlier | None = None) -> Tensor:
         ]
     else:
         seen = earlier.append(x).chunk(3, dim=-1)  # (B, 2 + T, C / 3) each
-        thirds = [third.narrow(1, 2 - late, T) for late, third in enumerate(seen)]
+        thirds = [third.narrow(1, earlier.few - late, T) for late, third in enumerate(seen)]
     return torch.cat(thirds, dim=-1)
 
 
