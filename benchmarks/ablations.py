@@ -32,7 +32,6 @@ ROOT = Path(__file__).parents[1]
 FIRST_SEED = 1337
 GPT = ["--model.architecture=gpt", "--model.init=normal"]
 ADAMW = ["--model.optimizer=adamw", "--model.learning_rate=2e-3"]
-COSINE = ["--model.schedule=cosine", "--model.warmup_steps=50"]
 # the small GPT that a well-known repository trains on a CPU: 2,000 steps of 12 x 64 characters
 PLAIN = [
     *(*GPT, "--model.optimizer=adamw", "--model.learning_rate=1e-3", "--model.schedule=cosine"),
@@ -70,18 +69,16 @@ SETS = {
         "quickstart.yaml",
         {
             "plain GPT, 2,000 steps of 12 windows": Variant(PLAIN),
-            "GPT, AdamW, cosine": Variant([*GPT, *ADAMW, *COSINE]),
-            "modern, AdamW, cosine": Variant([*ADAMW, *COSINE]),
-            "modern, AdamW, linear": Variant(ADAMW),
-            "GPT, Muon, linear": Variant(GPT),
-            "modern, Muon, linear: quickstart": Variant(),
+            "quickstart": Variant(),
         },
     ),
     "ingredients": Set(
         "quickstart.yaml",
         {
             "quickstart": Variant(),
+            "modern GPT -> GPT": Variant(GPT),
             "Muon -> AdamW 2e-3 for all": Variant(ADAMW),
+            "modern GPT -> GPT, Muon -> AdamW 2e-3": Variant([*GPT, *ADAMW]),
             "no token shift": Variant(without="token-shift"),
             "rotary -> learned positions": Variant(without="rotary"),
             "no norm on queries and keys": Variant(without="qk-norm"),
