@@ -3,7 +3,8 @@
 python benchmarks/without.py INGREDIENT fit --config configs/quickstart.yaml
 
 All that follows the ingredient is a command line of cli.py. The model's file has no switches:
-parts of it are replaced here, for one process. Its checkpoints fit no other.
+parts of it are replaced here, for one process. Its checkpoints mean nothing to any other, even
+where they fit.
 """
 
 import sys
@@ -85,8 +86,9 @@ class WeightedNorms(ModernBlock):
 
     def forward(self, x: Tensor, turns: Turns, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), turns, cache)
-        return x + self.mlp(self.ln_2(x))
+        of_attn, of_mlp = (None, None) if cache is None else cache.earlier
+        x = x + self.attn(modern.token_shift(self.ln_1(x), of_attn), turns, cache)
+        return x + self.mlp(modern.token_shift(self.ln_2(x), of_mlp))
 
 
 # what stands in for which names of modern.py

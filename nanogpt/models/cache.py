@@ -10,6 +10,9 @@ from torch import Tensor
 class Earlier:
     """The few positions before the new ones, which may have been read before; first come zeros.
 
+    It holds all positions, not just the few, so that a length may be set to any that was written:
+    for a layer of C channels as much as its keys, or its values.
+
     Args:
         size: most positions that it can hold: the model's ``block_size``.
         few: how many positions are given back with the new ones.
@@ -21,9 +24,10 @@ class Earlier:
 
     def append(self, x: Tensor) -> Tensor:
         """Add new positions, (B, T, C); return the few before them and them, (B, few + T, C)."""
-        begin, self.length = self.length, self.length + x.shape[1]
         if self.room is None:
             self.room = x.new_zeros(x.shape[0], self.few + self.size, x.shape[2])
+        assert len(x) == len(self.room), "a cache belongs to one batch"
+        begin, self.length = self.length, self.length + x.shape[1]
         self.room.narrow(1, self.few + begin, x.shape[1]).copy_(x)
         return self.room.narrow(1, begin, self.few + x.shape[1])
 

@@ -5,7 +5,7 @@ What is different, and where it comes from:
 - positions turn queries and keys, and add nothing (rotary embeddings, Su et al., 2021);
 - norms have no weights, and stand also on queries and keys (Henry et al., 2020);
 - attention and feed-forward layers read a third of the channels one position late, and a third
-  two (token shift, Peng et al., 2023), so that what stood just before need not be looked for;
+  two (token shift, after Peng et al., 2023), so that what stood just before need not be looked for;
 - the feed-forward layer squares its ReLU (So et al., 2021); no linear has a bias;
 - projections back into the stream, and the head, begin at zero, so that each block begins as the
   identity;
@@ -47,6 +47,7 @@ def rotation(begin: int, end: int, head_size: int, like: Tensor) -> Turns:
 def token_shift(x: Tensor, earlier: Earlier | None = None) -> Tensor:
     """Read a third of the channels one position late, and a third two: (B, T, C) to (B, T, C).
 
+    Where C is 2 or 4 there are two parts, and nothing is read two positions late.
     Before the first position stand zeros, or what ``earlier`` holds.
     """
     T = x.shape[1]

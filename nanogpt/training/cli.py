@@ -86,7 +86,7 @@ class CLI(LightningCLI):
     def dump(self) -> str:
         """Return the whole configuration as YAML, to be repeated from the beginning."""
         settings = self.settings.clone()
-        settings.ckpt_path = None
+        settings.ckpt_path = settings.data.vocabulary = None
         return self._parser(self.command).dump(settings, skip_none=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

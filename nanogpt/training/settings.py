@@ -1,8 +1,6 @@
 """Settings: those beside Lightning's; given ones checked, taken from a run, told from defaults."""
 
 import json
-import os
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -22,11 +20,10 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": -1,  # the whole evaluation, at step 0
     "enable_model_summary": False,
 }
-LINKED = ("config", "ckpt_path", "data.block_size", "data.seed")  # which other settings give
+LINKED = ("config", "ckpt_path", "data.block_size", "data.seed", "data.vocabulary")  # by others
 OF_OTHERS = {  # what is taken from another setting, also where a config gives it
     "block_size": "model.block_size",
     "seed": "seed_everything",
-    "vocabulary": "model.vocabulary",
 }
 
 
@@ -68,17 +65,19 @@ def check_rooms(settings: Namespace) -> None:
 
 
 def check_linked(settings: Namespace) -> None:
-    """Check that no config gives the data what it takes from another setting.
+    """Check that the data is not given what it takes from another setting.
 
-    A value that the other setting has too, as in the config that a run leaves, does no harm.
+    A value that the other setting has too does no harm.
 
     Raises:
         UserError: if one does.
     """
+    if settings.data.vocabulary not in (None, settings.model.vocabulary):
+        raise UserError("data.vocabulary follows model.vocabulary: set that")
     for path in settings.config or ():
-        if not isinstance(path, os.PathLike):  # settings that are not in a file
+        if not hasattr(path, "read_text"):  # settings that are not in a file
             continue
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text())  # which knows stdin again
         data = content.get("data") if isinstance(content, dict) else None
         given = data if isinstance(data, dict) else {}
         for name, other in OF_OTHERS.items():

@@ -148,6 +148,7 @@ FIT = [
     ("--data.batch_size=-4", "batch_size"),
     ("--data.block_size=4", "data.block_size"),
     ("--data.seed=4", "data.seed"),
+    ("--data.vocabulary=ab", "data.vocabulary follows model.vocabulary"),
     ("--seed_everything=-1", "seed_everything"),
     ("--seed_everything=4294967296", "seed_everything"),
     ("--seed_everything=nan", "seed_everything"),

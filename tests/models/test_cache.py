@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt.models import GPT, gpt
-from nanogpt.models.cache import Cache, LayerCache
+from nanogpt.models.cache import Cache, Earlier, LayerCache
 from nanogpt.models.ladder import CausalMean, mean_by_matrix
 from tests.models.oracles import loud_models
 
@@ -128,8 +128,9 @@ def test_a_cache_of_half_precision_changes_the_logits_by_its_rounding() -> None:
     assert 0 < difference.std() / model(ids).std() < 2**-6
 
 
-def test_a_cache_belongs_to_one_batch() -> None:
-    model = MODELS["ragged"]
+@pytest.mark.parametrize("name", ["ragged", "modern"])
+def test_a_cache_belongs_to_one_batch(name: str) -> None:
+    model = MODELS[name]
     model(letters(7, 2), cache := model.new_cache())
     with pytest.raises(AssertionError, match="one batch"):
         model(letters(1, 2), cache)
@@ -155,6 +156,15 @@ def append(self: LayerCache, kv: Tensor, off: int = 0, whole: bool = False) -> t
     return self.room[:, :, :, : self.size if whole else self.length].unbind()
 
 
+def earlier(self: Earlier, x: Tensor, off: int = 0) -> Tensor:
+    """Give back what begins some places too far."""
+    begin, self.length = self.length, self.length + x.shape[1]
+    if self.room is None:
+        self.room = x.new_zeros(len(x), self.few + self.size + off, x.shape[2])
+    self.room[:, self.few + begin : self.few + self.length] = x
+    return self.room[:, begin + off : begin + off + self.few + x.shape[1]]
+
+
 def forward(self: GPT, ids: Tensor, cache: Cache | None = None, go_on: bool = True) -> Tensor:
     begin = cache.length if cache and go_on else 0
     positions = torch.arange(begin, begin + ids.shape[1])
@@ -172,6 +182,7 @@ def mean(self: CausalMean, x: Tensor, cache: LayerCache | None = None, back: boo
 CHECKS: dict[str, Callable[[], float]] = {
     "cut": lambda: cutting_error(MODELS["ragged"], 7),
     "cut mean": lambda: cutting_error(MODELS["mean"], 7),
+    "cut modern": lambda: cutting_error(MODELS["modern"], 7),
     "clear": lambda: clearing_error(MODELS["ragged"]),
 }
 ALL = "cut, clear"
@@ -182,12 +193,14 @@ FAULTS: dict[str, tuple[Any, str, Any, str]] = {
     "not the present": (gpt, "causal_attention", partial(attend, last=-1), ALL),
     "keys one place off": (LayerCache, "append", partialmethod(append, off=1), ALL),
     "all of the room is seen": (LayerCache, "append", partialmethod(append, whole=True), ALL),
+    "earlier one place off": (Earlier, "append", partialmethod(earlier, off=1), "cut modern"),
     "a mean of a piece": (CausalMean, "forward", partialmethod(mean, back=False), "cut mean"),
 }  # fmt: skip
 HARMLESS: dict[str, tuple[Any, str, Any, str]] = {
     "forward": (GPT, "forward", forward, ALL),
     "attention": (gpt, "causal_attention", attend, ALL),
     "append": (LayerCache, "append", append, ALL),
+    "what is earlier": (Earlier, "append", earlier, "cut modern"),
     "mean": (CausalMean, "forward", mean, "cut mean"),
 }
 
