@@ -1,4 +1,4 @@
-"""What does an ingredient of models/modern.py buy? Take it away, and train.
+"""What does an ingredient of models/shifted.py's GPT buy? Take it away, and train.
 
 python benchmarks/without.py INGREDIENT fit --config configs/quickstart.yaml
 
@@ -9,21 +9,23 @@ where they fit.
 
 import sys
 from functools import wraps
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanogpt import cli
-from nanogpt.models import ARCHITECTURES, modern
+from nanogpt.models import ARCHITECTURES, Shifted, modern, shifted
 from nanogpt.models.cache import Cache, LayerCache
-from nanogpt.models.modern import Modern, ModernAttention, ModernBlock, ModernFeedForward, Turns
+from nanogpt.models.modern import ModernAttention, ModernFeedForward, Turns
+from nanogpt.models.shifted import ShiftedBlock
 
 
-class LearnedPositions(Modern):
+class LearnedPositions(Shifted):
     """Positions are embedded, learned and added to the characters' embeddings, as in gpt.py."""
 
-    @wraps(Modern.__init__)  # the same settings
+    @wraps(Shifted.__init__)  # the same settings
     def __init__(self, *sizes: int, **settings: int | float) -> None:
         super().__init__(*sizes, **settings)
         self.position_embedding = nn.Embedding(self.block_size, self.token_embedding.embedding_dim)
@@ -39,10 +41,10 @@ class LearnedPositions(Modern):
         return cap * torch.tanh(self.lm_head(modern.norm(x)) / cap)  # (B, T, V)
 
 
-class UsualInit(Modern):
+class UsualInit(Shifted):
     """No projection begins at zero: all linears begin as PyTorch's do."""
 
-    @wraps(Modern.__init__)
+    @wraps(Shifted.__init__)
     def __init__(self, *sizes: int, **settings: int | float) -> None:
         super().__init__(*sizes, **settings)
         for name, part in self.named_modules():
@@ -77,7 +79,7 @@ class GELU(ModernFeedForward):
         return self.dropout(self.narrow(F.gelu(self.widen(x))))
 
 
-class WeightedNorms(ModernBlock):
+class WeightedNorms(ShiftedBlock):
     """The norms of the blocks have weights and biases, as in gpt.py."""
 
     def __init__(self, n_embd: int, n_head: int, dropout: float) -> None:
@@ -87,28 +89,32 @@ class WeightedNorms(ModernBlock):
     def forward(self, x: Tensor, turns: Turns, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
         of_attn, of_mlp = (None, None) if cache is None else cache.earlier
-        x = x + self.attn(modern.token_shift(self.ln_1(x), of_attn), turns, cache)
-        return x + self.mlp(modern.token_shift(self.ln_2(x), of_mlp))
+        x = x + self.attn(shifted.token_shift(self.ln_1(x), of_attn), turns, cache)
+        return x + self.mlp(shifted.token_shift(self.ln_2(x), of_mlp))
 
 
-# what stands in for which names of modern.py
+# what stands in for which names of modern.py and shifted.py
 WITHOUT: dict[str, dict[str, object]] = {
-    "rotary": {"Modern": LearnedPositions, "turn": lambda x, *turns: x},
-    "token-shift": {"token_shift": lambda x, earlier: x},
+    "rotary": {"Shifted": LearnedPositions, "turn": lambda x, *turns: x},
     "qk-norm": {"ModernAttention": PlainAttention},
     "squared": {"ModernFeedForward": ReLU},
     "squared-relu": {"ModernFeedForward": GELU},
-    "zero-init": {"Modern": UsualInit},
+    "zero-init": {"Shifted": UsualInit},
     "logit-cap": {"LOGIT_CAP": 1e4},  # which no logit comes near
-    "weightless-norms": {"ModernBlock": WeightedNorms},
+    "weightless-norms": {"ShiftedBlock": WeightedNorms},
 }
 
 
+def place_of(name: str) -> ModuleType:
+    """Return the module whose name is replaced."""
+    return shifted if name in ("Shifted", "ShiftedBlock") else modern
+
+
 def take_away(ingredient: str) -> None:
-    """Build every modern GPT of this process without an ingredient."""
+    """Build every shifted GPT of this process without an ingredient."""
     for name, replacement in WITHOUT[ingredient].items():
-        setattr(modern, name, replacement)
-    ARCHITECTURES["modern"] = modern.Modern
+        setattr(place_of(name), name, replacement)
+    ARCHITECTURES["shifted"] = shifted.Shifted
 
 
 def main() -> int:

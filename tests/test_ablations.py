@@ -19,17 +19,18 @@ def without(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """benchmarks/without.py; what it takes away is put back after the test."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = importlib.import_module("without")
-    monkeypatch.setitem(module.ARCHITECTURES, "modern", module.Modern)
+    monkeypatch.setitem(module.ARCHITECTURES, "shifted", module.Shifted)
     for parts in module.WITHOUT.values():
         for name in parts:
-            monkeypatch.setattr(module.modern, name, getattr(module.modern, name))
+            place = module.place_of(name)
+            monkeypatch.setattr(place, name, getattr(place, name))
     return module
 
 
 def modern(ids: torch.Tensor) -> tuple[dict[str, torch.Size], torch.Tensor, torch.Tensor]:
     """A tiny modern GPT's parameters; its logits as it is built, and with loud weights."""
     torch.manual_seed(1)
-    net = build_model("modern", 17, block_size=8, n_layer=2, n_head=2, n_embd=8).eval()
+    net = build_model("shifted", 17, block_size=8, n_layer=2, n_head=2, n_embd=8).eval()
     new = net(ids)
     with torch.no_grad():
         for p in net.parameters():
@@ -41,7 +42,6 @@ def modern(ids: torch.Tensor) -> tuple[dict[str, torch.Size], torch.Tensor, torc
     ("ingredient", "more"),
     [
         ("rotary", {"position_embedding.weight"}),
-        ("token-shift", set()),
         ("qk-norm", set()),
         ("squared", set()),
         ("squared-relu", set()),
@@ -74,7 +74,7 @@ def test_every_ingredient_that_can_be_taken_away_is_measured(without: ModuleType
 def test_learned_positions_are_read_through_a_cache(without: ModuleType) -> None:
     without.take_away("rotary")
     torch.manual_seed(1)
-    net = build_model("modern", 17, block_size=8, n_layer=2, n_head=2, n_embd=8).eval()
+    net = build_model("shifted", 17, block_size=8, n_layer=2, n_head=2, n_embd=8).eval()
     torch.nn.init.normal_(net.lm_head.weight)
     ids, cache = torch.arange(8)[None], net.new_cache()
     logits = torch.cat([net(ids[:, :3], cache), net(ids[:, 3:], cache)], 1)
@@ -83,7 +83,7 @@ def test_learned_positions_are_read_through_a_cache(without: ModuleType) -> None
 
 def test_logits_are_not_capped_without_the_cap(without: ModuleType) -> None:
     without.take_away("logit-cap")
-    net = build_model("modern", 17, block_size=8, n_layer=1, n_head=2, n_embd=8).eval()
+    net = build_model("shifted", 17, block_size=8, n_layer=1, n_head=2, n_embd=8).eval()
     torch.nn.init.constant_(net.lm_head.weight, 100.0)
     ids = torch.arange(8)[None]
     stream = without.modern.norm(net.token_embedding(ids))  # blocks begin as the identity

@@ -14,6 +14,7 @@ from nanogpt.models.bigram import Bigram
 from nanogpt.models.gpt import GPT
 from nanogpt.models.ladder import Rung
 from nanogpt.models.modern import Modern
+from nanogpt.models.shifted import Shifted
 
 Net = Bigram | GPT | Modern
 ARCHITECTURES: dict[str, type[Bigram] | type[GPT] | type[Modern]] = {
@@ -21,6 +22,7 @@ ARCHITECTURES: dict[str, type[Bigram] | type[GPT] | type[Modern]] = {
     "gpt": GPT,
     "rung": Rung,
     "modern": Modern,
+    "shifted": Shifted,
 }
 
 # the settings that architectures have between them, beside the size of the vocabulary
@@ -39,6 +41,7 @@ __all__ = [
     "Modern",
     "Net",
     "Rung",
+    "Shifted",
     "build_model",
     "count_parameters",
 ]

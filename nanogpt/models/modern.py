@@ -4,8 +4,6 @@ What is different, and where it comes from:
 
 - positions turn queries and keys, and add nothing (rotary embeddings, Su et al., 2021);
 - norms have no weights, and stand also on queries and keys (Henry et al., 2020);
-- attention and feed-forward layers read a third of the channels one position late, and a third
-  two (token shift, after Peng et al., 2023), so that what stood just before need not be looked for;
 - the feed-forward layer squares its ReLU (So et al., 2021); no linear has a bias;
 - projections back into the stream, and the head, begin at zero, so that each block begins as the
   identity;
@@ -19,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanogpt.models.attention import causal_attention
-from nanogpt.models.cache import Cache, Earlier, LayerCache
+from nanogpt.models.cache import Cache, LayerCache
 from nanogpt.models.dropout import Dropout
 from nanogpt.models.elementwise import squared_relu, turn
 
@@ -42,24 +40,6 @@ def rotation(begin: int, end: int, head_size: int, like: Tensor) -> Turns:
     frequencies = 10_000.0 ** -(torch.arange(half, device=like.device) / half)
     angles = torch.arange(begin, end, device=like.device)[:, None] * frequencies
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
-
-
-def token_shift(x: Tensor, earlier: Earlier | None = None) -> Tensor:
-    """Read a third of the channels one position late, and a third two: (B, T, C) to (B, T, C).
-
-    Where C is 2 or 4 there are two parts, and nothing is read two positions late.
-    Before the first position stand zeros, or what ``earlier`` holds.
-    """
-    T = x.shape[1]
-    if earlier is None:
-        thirds = [
-            F.pad(third, (0, 0, late, -late))
-            for third, late in zip(x.chunk(3, dim=-1), (0, min(1, T), min(2, T)), strict=False)
-        ]
-    else:
-        seen = earlier.append(x).chunk(3, dim=-1)  # (B, 2 + T, C / 3) each
-        thirds = [third.narrow(1, earlier.few - late, T) for late, third in enumerate(seen)]
-    return torch.cat(thirds, dim=-1)
 
 
 class ModernAttention(nn.Module):
@@ -112,9 +92,8 @@ class ModernBlock(nn.Module):
 
     def forward(self, x: Tensor, turns: Turns, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        of_attn, of_mlp = (None, None) if cache is None else cache.earlier
-        x = x + self.attn(token_shift(norm(x), of_attn), turns, cache)
-        return x + self.mlp(token_shift(norm(x), of_mlp))
+        x = x + self.attn(norm(x), turns, cache)
+        return x + self.mlp(norm(x))
 
 
 class Modern(nn.Module):
@@ -156,11 +135,16 @@ class Modern(nn.Module):
         self.vocab_size, self.block_size = vocab_size, block_size
         self.head_size = n_embd // n_head
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
-        self.blocks = nn.ModuleList(ModernBlock(n_embd, n_head, dropout) for _ in range(n_layer))
+        blocks = [self.new_block(n_embd, n_head, dropout) for _ in range(n_layer)]
+        self.blocks = nn.ModuleList(blocks)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if name.endswith(("projection.weight", "narrow.weight", "lm_head.weight")):
                 nn.init.zeros_(parameter)
+
+    def new_block(self, n_embd: int, n_head: int, dropout: float) -> ModernBlock:
+        """Return a block; a variant of the model returns another kind."""
+        return ModernBlock(n_embd, n_head, dropout)
 
     def new_cache(self, dtype: torch.dtype | None = None) -> Cache:
         """Return an empty cache for ``forward``, of the model's dtype or of another."""

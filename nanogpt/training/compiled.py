@@ -45,7 +45,8 @@ def choose_loss(choice: Choice, model: LanguageModel, trainer: L.Trainer) -> Los
     on_cuda = trainer.strategy.root_device.type == "cuda"
     if choice == "auto":
         long = not 0 <= trainer.max_steps < WORTH_IT_FROM
-        choice = on_cuda and long and model.hparams["architecture"] in ("gpt", "modern")
+        large = model.hparams["architecture"] in ("gpt", "modern", "shifted")
+        choice = on_cuda and long and large
     if not choice:
         return next_character_loss
     alone = trainer.accumulate_grad_batches == 1 and trainer.world_size == 1

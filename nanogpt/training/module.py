@@ -29,8 +29,9 @@ class LanguageModel(L.LightningModule):
     All arguments are plain values, so that a checkpoint alone can rebuild the model.
 
     Args:
-        architecture: ``bigram``, ``gpt``, ``rung`` (a GPT that lacks some of its parts), or
-            ``modern`` (one with what has been found out since).
+        architecture: ``bigram``, ``gpt``, ``rung`` (a GPT that lacks some of its parts),
+            ``modern`` (one with what has been found out since), or ``shifted`` (a modern one whose
+            layers read some channels one or two positions late).
         block_size: longest context, in characters; also the length of the training windows.
         n_layer: number of blocks.
         n_head: attention heads in a block.
@@ -53,7 +54,7 @@ class LanguageModel(L.LightningModule):
 
     def __init__(
         self,
-        architecture: Literal["bigram", "gpt", "rung", "modern"] = "gpt",
+        architecture: Literal["bigram", "gpt", "rung", "modern", "shifted"] = "gpt",
         block_size: int = 256,
         n_layer: int | None = None,
         n_head: int | None = None,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nanogpt.models import GPT, Bigram, Modern, Net, Rung
+from nanogpt.models import GPT, Bigram, Modern, Net, Rung, Shifted
 from nanogpt.models.dropout import random_bits
 
 TOLERANCE = 1e-10
@@ -63,6 +63,7 @@ def loud_models(block_size: int) -> dict[str, Net]:
     models |= {" ".join(parts): Rung(**size, parts=parts) for parts in RUNGS}
     models["sinusoidal"] = Rung(**size, positions="sinusoidal")
     models["modern"] = Modern(**size)
+    models["shifted"] = Shifted(**size)
     models["bigram"] = Bigram(size["vocab_size"], block_size)
     return {name: loud(model).eval().requires_grad_(False) for name, model in models.items()}
 

@@ -128,7 +128,7 @@ def test_a_cache_of_half_precision_changes_the_logits_by_its_rounding() -> None:
     assert 0 < difference.std() / model(ids).std() < 2**-6
 
 
-@pytest.mark.parametrize("name", ["ragged", "modern"])
+@pytest.mark.parametrize("name", ["ragged", "modern", "shifted"])
 def test_a_cache_belongs_to_one_batch(name: str) -> None:
     model = MODELS[name]
     model(letters(7, 2), cache := model.new_cache())
@@ -182,7 +182,7 @@ def mean(self: CausalMean, x: Tensor, cache: LayerCache | None = None, back: boo
 CHECKS: dict[str, Callable[[], float]] = {
     "cut": lambda: cutting_error(MODELS["ragged"], 7),
     "cut mean": lambda: cutting_error(MODELS["mean"], 7),
-    "cut modern": lambda: cutting_error(MODELS["modern"], 7),
+    "cut shifted": lambda: cutting_error(MODELS["shifted"], 7),
     "clear": lambda: clearing_error(MODELS["ragged"]),
 }
 ALL = "cut, clear"
@@ -193,14 +193,14 @@ FAULTS: dict[str, tuple[Any, str, Any, str]] = {
     "not the present": (gpt, "causal_attention", partial(attend, last=-1), ALL),
     "keys one place off": (LayerCache, "append", partialmethod(append, off=1), ALL),
     "all of the room is seen": (LayerCache, "append", partialmethod(append, whole=True), ALL),
-    "earlier one place off": (Earlier, "append", partialmethod(earlier, off=1), "cut modern"),
+    "earlier one place off": (Earlier, "append", partialmethod(earlier, off=1), "cut shifted"),
     "a mean of a piece": (CausalMean, "forward", partialmethod(mean, back=False), "cut mean"),
 }  # fmt: skip
 HARMLESS: dict[str, tuple[Any, str, Any, str]] = {
     "forward": (GPT, "forward", forward, ALL),
     "attention": (gpt, "causal_attention", attend, ALL),
     "append": (LayerCache, "append", append, ALL),
-    "what is earlier": (Earlier, "append", earlier, "cut modern"),
+    "what is earlier": (Earlier, "append", earlier, "cut shifted"),
     "mean": (CausalMean, "forward", mean, "cut mean"),
 }
 

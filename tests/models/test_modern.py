@@ -1,4 +1,4 @@
-"""The modern GPT against itself written out another way, and what its parts promise."""
+"""The modern GPT, shifted or not, against itself written out another way; what its parts promise."""
 
 import math
 from typing import Any
@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanogpt.models import Modern, modern
+from nanogpt.models import Modern, Shifted, modern, shifted
 from nanogpt.models.elementwise import turn
-from nanogpt.models.modern import LOGIT_CAP, ModernFeedForward, rotation, token_shift
+from nanogpt.models.modern import LOGIT_CAP, ModernFeedForward, rotation
+from nanogpt.models.shifted import token_shift
 from tests.models.oracles import DIVIDING, loud
 
 B, T = 3, 11
 
 
-def model() -> Modern:
-    return loud(Modern(**DIVIDING)).eval()
+def model(kind: type[Modern] = Modern) -> Modern:
+    return loud(kind(**DIVIDING)).eval()
 
 
 def ids() -> Tensor:
@@ -35,7 +36,7 @@ def turned(x: Tensor, position: int) -> Tensor:
     return torch.stack([y.real, y.imag], -1).flatten(-2)
 
 
-def shifted(x: Tensor) -> Tensor:
+def read_late(x: Tensor) -> Tensor:
     """One channel and one position at a time: thirds are read 0, 1 and 2 positions late."""
     y, C = torch.zeros_like(x), x.shape[-1]
     for t in range(x.shape[1]):
@@ -48,10 +49,11 @@ def shifted(x: Tensor) -> Tensor:
 
 def logits_by_hand(net: Any, text: Tensor) -> Tensor:
     """One position and one head at a time; nothing of the model but its weights."""
+    late = read_late if isinstance(net, Shifted) else lambda x: x
     C, nh = net.token_embedding.embedding_dim, net.blocks[0].attn.n_head
     hs, stream = C // nh, normal(net.token_embedding.weight[text])
     for block in net.blocks:
-        q, k, v = (shifted(normal(stream)) @ block.attn.query_key_value.weight.T).split(C, -1)
+        q, k, v = (late(normal(stream)) @ block.attn.query_key_value.weight.T).split(C, -1)
         rows = []
         for t in range(T):
             heads = []
@@ -62,7 +64,7 @@ def logits_by_hand(net: Any, text: Tensor) -> Tensor:
                 heads.append((scores.softmax(-1)[..., None] * v[:, : t + 1, h]).sum(1))
             rows.append(torch.cat(heads, -1))
         stream = stream + torch.stack(rows, 1) @ block.attn.projection.weight.T
-        wide = shifted(normal(stream)) @ block.mlp.widen.weight.T
+        wide = late(normal(stream)) @ block.mlp.widen.weight.T
         stream = stream + (wide * wide * (wide > 0)) @ block.mlp.narrow.weight.T
     logits = normal(stream) @ net.lm_head.weight.T
     return LOGIT_CAP * torch.tanh(logits / LOGIT_CAP)
@@ -72,8 +74,9 @@ def error(net: Modern) -> float:
     return (net(ids()) - logits_by_hand(net, ids())).abs().max().item()
 
 
-def test_logits_are_those_worked_out_by_hand() -> None:
-    assert error(model()) < 1e-6  # the angles are kept in float32
+@pytest.mark.parametrize("kind", [Modern, Shifted])
+def test_logits_are_those_worked_out_by_hand(kind: type[Modern]) -> None:
+    assert error(model(kind)) < 1e-6  # the angles are kept in float32
 
 
 def backwards(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -92,7 +95,7 @@ def not_squared(self: ModernFeedForward, x: Tensor) -> Tensor:
     ("where", "what", "wrong"),
     [
         (modern, "turn", backwards),
-        (modern, "token_shift", one_more),
+        (shifted, "token_shift", one_more),
         (ModernFeedForward, "forward", not_squared),
     ],
     ids=["turned backwards", "shifted too far", "not squared"],
@@ -101,7 +104,7 @@ def test_a_planted_fault_is_seen(
     where: Any, what: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(where, what, wrong)
-    assert error(model()) > 1e-2
+    assert error(model(Shifted)) > 1e-2
 
 
 def test_what_a_query_sees_of_a_key_depends_on_their_distance_alone() -> None:
@@ -115,8 +118,9 @@ def test_what_a_query_sees_of_a_key_depends_on_their_distance_alone() -> None:
     assert seen(3, 0) != pytest.approx(seen(4, 0), abs=1e-2)
 
 
-def test_the_future_has_no_say() -> None:
-    net = model()
+@pytest.mark.parametrize("kind", [Modern, Shifted])
+def test_the_future_has_no_say(kind: type[Modern]) -> None:
+    net = model(kind)
     embedded: list[Tensor] = []
 
     def keep(module: Any, inputs: Any, output: Tensor) -> Tensor:
