@@ -1,4 +1,4 @@
-"""The modern GPT, shifted or not, against itself written out another way; what its parts promise."""
+"""The modern GPT, shifted or not, against itself written out another way; what it promises."""
 
 import math
 from typing import Any
