@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from nanogpt.models import GPT, Modern
+from nanogpt.models import GPT, Modern, Shifted
 from nanogpt.training.callbacks import Recorder
 from nanogpt.training.compiled import CompiledLoss, choose_loss
 from nanogpt.training.module import LanguageModel, next_character_loss
@@ -60,7 +60,7 @@ def test_a_compiled_run_is_the_same_up_to_rounding_and_goes_on_uncompiled(fit: R
     assert distance(weights(0), kept_weights(1)) < 1e-5
 
 
-@pytest.mark.parametrize("architecture", [GPT, Modern])
+@pytest.mark.parametrize("architecture", [GPT, Modern, Shifted])
 def test_what_a_gpu_runs_is_traced_in_one_piece(architecture: type[GPT | Modern]) -> None:
     # no CUDA here: "meta" stands for a device that is not a CPU, and takes the same branches
     with torch.device("meta"):
@@ -150,6 +150,7 @@ def trainer(device: str, **settings: int) -> Any:
     [
         ("auto", "gpt", "cuda", {}, True, True),
         ("auto", "modern", "cuda", {"max_steps": -1}, True, True),
+        ("auto", "shifted", "cuda", {}, True, True),
         ("auto", "gpt", "cuda", {"accumulate_grad_batches": 2}, True, False),
         ("auto", "gpt", "cuda", {"world_size": 2}, True, False),
         ("auto", "gpt", "cuda", {"max_steps": 600}, False, False),
