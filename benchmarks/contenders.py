@@ -109,7 +109,7 @@ class Fit(cli.CLI):
         net = model.build(len(data.tokenizer.vocabulary)).to(device)
         optimizer = build_optimizer(net, model.hparams, fused=True)
         ids = data.splits["train"].to(device)
-        batches = training_batches(data.seed, 0, data.batch_size, len(ids) - T)
+        batches = training_batches(data.draw, 0)
         half = HALF.get(str(trainer.precision))
 
         def step() -> None:

@@ -29,7 +29,7 @@ from nanogpt.insight import provenance
 from nanogpt.insight.card import table
 from nanogpt.models import GPT
 from nanogpt.models.dropout import Dropout
-from nanogpt.text.windows import Windows, evaluation_windows, gather, training_batches
+from nanogpt.text.windows import Draw, Windows, evaluation_windows, gather, training_batches
 from nanogpt.training.module import mean_loss
 
 SIZES = Sizes("gpt", 16, 64, 2, 4, 64, 0.2, 1e-3, 0, 0)
@@ -68,7 +68,7 @@ def ours(variant: str, seed: int, device: str, data: Training) -> tuple[Steps, n
     optimizer = torch.optim.AdamW(net.parameters(), lr=SIZES.learning_rate, fused=fused)
     ids = data.splits["train"].to(device)
     high = len(ids) - SIZES.block_size
-    batches = training_batches(seed, 0, SIZES.batch_size, high)
+    batches = training_batches(Draw(seed, SIZES.batch_size, high), 0)
 
     def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
         return mean_loss(net(inputs), targets)

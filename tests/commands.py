@@ -14,6 +14,7 @@ TINY = [
     *("--model.architecture=gpt", "--model.init=normal", "--model.optimizer=adamw"),
     *("--model.learning_rate=2e-3", "--model.schedule=cosine", "--model.warmup_steps=100"),
     *("--model.betas=[0.9,0.999]", "--model.weight_decay=0.01"),
+    "--data.replacement=true",
     *("--model.block_size=8", "--model.n_layer=1", "--model.n_head=2", "--model.n_embd=8"),
     *("--data.batch_size=4", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=2"),
     "--card=false",

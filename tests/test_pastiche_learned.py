@@ -10,7 +10,7 @@ from torch import Tensor
 from nanogpt.models import GPT
 from nanogpt.text.pastiche import exact_losses, pastiche
 from nanogpt.text.tokenizer import Tokenizer
-from nanogpt.text.windows import Windows, batch_offsets, gather
+from nanogpt.text.windows import Draw, Windows, batch_offsets, gather
 
 STEPS, WARMUP, LEARNING_RATE = 1000, 50, 5e-3
 B, T = 32, 64
@@ -40,7 +40,7 @@ def trained(ids: Tensor) -> GPT:
     for step in range(STEPS):
         rate = LEARNING_RATE * min((step + 1) / WARMUP, (STEPS - step) / (STEPS - WARMUP))
         optimizer.param_groups[0]["lr"] = rate
-        offsets = batch_offsets(1, step, B, len(train) - T)
+        offsets = batch_offsets(Draw(1, B, len(train) - T), step)
         inputs, targets = gather(train, Windows(offsets, T))
         optimizer.zero_grad()
         F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()

@@ -4,6 +4,9 @@ A window starts at an offset and holds ``block_size`` characters and, as targets
 shifted by one. The *global* batch of an optimizer step depends on nothing but (seed, step), so a
 resumed run, a run on several devices and a run that accumulates micro-batches all see
 the same windows: each takes its slice.
+
+Windows are drawn with replacement, each anywhere, or without: then the text is cut into windows
+anew for each epoch, which takes each of them once.
 """
 
 from collections.abc import Iterator
@@ -17,6 +20,23 @@ STEPS_AT_A_TIME = (
     256  # offsets are drawn for so many steps in one go: one draw is cheap, 256 as cheap
 )
 EVALUATION_CHARACTERS = 2**14  # in a batch of evaluation windows
+
+
+class Draw(NamedTuple):
+    """How the training windows of a run are drawn.
+
+    Args:
+        seed: the run's.
+        batch_size: windows in the global batch of an optimizer step, B.
+        high: offsets lie in [0, high).
+        apart: None draws with replacement, uniformly; a number draws without, from windows that
+            lie so many characters apart: the length of a window.
+    """
+
+    seed: int
+    batch_size: int
+    high: int
+    apart: int | None = None
 
 
 class Windows(NamedTuple):
@@ -39,38 +59,41 @@ def _offsets(seed: int, chunk: int, batch_size: int, high: int) -> Tensor:
     return torch.randint(high, (STEPS_AT_A_TIME, batch_size), generator=generator)
 
 
-def batch_offsets(seed: int, step: int, batch_size: int, high: int) -> Tensor:
-    """Return the window offsets of the global batch of one optimizer step.
+@lru_cache(maxsize=2)
+def _epoch(seed: int, number: int, high: int, apart: int) -> Tensor:
+    """Return an epoch's offsets in a random order, the first of the text anywhere in a window.
 
-    Args:
-        seed: the run's seed.
-        step: the optimizer step, from 0.
-        batch_size: windows in the global batch, B.
-        high: offsets are uniform in [0, high).
-
-    Returns: int64 offsets, shape (B,).
+    Every epoch has as many, so that their number tells in which a window is.
     """
-    return _offsets(seed, step // STEPS_AT_A_TIME, batch_size, high)[step % STEPS_AT_A_TIME]
+    generator = torch.Generator().manual_seed(mix(seed, number))
+    first = torch.randint(min(apart, high), (1,), generator=generator)
+    return first + apart * torch.randperm(max(high // apart, 1), generator=generator)
+
+
+def batch_offsets(draw: Draw, step: int) -> Tensor:
+    """Return the window offsets of the global batch of one optimizer step, from 0: (B,) int64."""
+    seed, batch_size, high, apart = draw
+    if apart is None:
+        return _offsets(seed, step // STEPS_AT_A_TIME, batch_size, high)[step % STEPS_AT_A_TIME]
+    per_epoch = max(high // apart, 1)
+    epoch, begin = divmod(step * batch_size, per_epoch)
+    last = (begin + batch_size - 1) // per_epoch  # a batch may reach into the next epochs
+    epochs = [_epoch(seed, epoch + n, high, apart) for n in range(last + 1)]
+    return torch.cat(epochs)[begin : begin + batch_size]
 
 
 def training_batches(
-    seed: int,
-    first_step: int,
-    batch_size: int,
-    high: int,
-    accumulate: int = 1,
-    rank: int = 0,
-    world_size: int = 1,
+    draw: Draw, first_step: int, accumulate: int = 1, rank: int = 0, world_size: int = 1
 ) -> Iterator[Tensor]:
     """Yield, for ever, the offsets of one rank's micro-batches, from an optimizer step on.
 
     Each has shape (batch_size / (accumulate * world_size),); all of a step's make up its global
     batch, in order of micro-batch, then rank.
     """
-    size = batch_size // (accumulate * world_size)
+    size = draw.batch_size // (accumulate * world_size)
     step = first_step
     while True:
-        offsets = batch_offsets(seed, step, batch_size, high)
+        offsets = batch_offsets(draw, step)
         for micro_batch in range(accumulate):
             begin = (micro_batch * world_size + rank) * size
             yield offsets[begin : begin + size]

@@ -14,7 +14,7 @@ from nanogpt.notices import notice
 from nanogpt.text import corpora
 from nanogpt.text.corpora import Corpus, load_corpus
 from nanogpt.text.tokenizer import Tokenizer
-from nanogpt.text.windows import Windows, evaluation_windows, gather, training_batches
+from nanogpt.text.windows import Draw, Windows, evaluation_windows, gather, training_batches
 
 LARGEST_BATCH = 2**20  # so many windows fit no machine; of more, not even the offsets
 
@@ -30,6 +30,8 @@ class CharacterData(L.LightningDataModule):
         encoding: of that file.
         val_fraction: the last part of the text, on which the model is validated.
         batch_size: windows in the batch of one optimizer step, over all devices and micro-batches.
+        replacement: whether each window is drawn from anywhere; else each epoch cuts the train
+            split into windows anew, and takes each of them once.
         offline_corpus: stands in for tiny Shakespeare on a machine that has neither it nor a
             network; null makes that an error.
         block_size: characters in a window: the model's.
@@ -43,6 +45,7 @@ class CharacterData(L.LightningDataModule):
         encoding: str = "utf-8",
         val_fraction: float = 0.1,
         batch_size: int = 64,
+        replacement: bool = True,
         offline_corpus: str | None = corpora.PASTICHE,
         block_size: int = 256,
         seed: int = 1337,
@@ -57,6 +60,7 @@ class CharacterData(L.LightningDataModule):
             )
         self.corpus_name, self.encoding, self.offline_corpus = corpus, encoding, offline_corpus
         self.val_fraction, self.batch_size = val_fraction, batch_size
+        self.replacement = replacement
         self.block_size, self.seed = block_size, seed
         self.vocabulary = vocabulary
         self.save_hyperparameters(logger=False, ignore="vocabulary")
@@ -113,6 +117,13 @@ class CharacterData(L.LightningDataModule):
                     f"{self.block_size + 1:,}: use a longer text, a smaller --model.block_size or "
                     "another --data.val_fraction"
                 )
+
+    @property
+    def draw(self) -> Draw:
+        """How the training windows are drawn."""
+        high = len(self.splits["train"]) - self.block_size
+        apart = None if self.replacement else self.block_size
+        return Draw(self.seed, self.batch_size, high, apart)
 
     @cached_property
     def ngrams(self) -> list[NGram]:
@@ -186,10 +197,8 @@ class TrainingLoader:
         assert trainer is not None
         data.check_batch_size(trainer)
         return training_batches(
-            data.seed,
+            data.draw,
             trainer.global_step,
-            data.batch_size,
-            len(data.splits["train"]) - data.block_size,
             trainer.accumulate_grad_batches,
             trainer.global_rank,
             trainer.world_size,

@@ -86,8 +86,7 @@ def sick(model: L.LightningModule, step: int, what: str = "") -> UserError:
                 what = "loss, or the gradient before it,"
             else:
                 step, what = step - 1, "gradient"
-    high = len(data.splits["train"]) - data.block_size
-    offsets = batch_offsets(data.seed, step, data.batch_size, high).tolist()
+    offsets = batch_offsets(data.draw, step).tolist()
     return UserError(
         f"the {what} of step {step + 1} is not finite: {ADVICE}; {kept(trainer)}; the windows of "
         f"that step begin at {', '.join(map(str, offsets))} of the train split"

@@ -11,6 +11,7 @@ from torch import Tensor
 from nanogpt.text.windows import (
     EVALUATION_CHARACTERS,
     STEPS_AT_A_TIME,
+    Draw,
     Windows,
     batch_offsets,
     evaluation_windows,
@@ -28,39 +29,41 @@ TEXT = torch.arange(1000) % 251
 def test_offsets_depend_on_nothing_but_seed_and_step() -> None:
     # enough seeds and chunks of steps to push each other out of the cache
     asked = [(seed, step) for step in (0, 255, 256, 700, 5000) for seed in (1, 2, 1337)]
-    first = {key: batch_offsets(*key, 8, 10_000).clone() for key in asked}
+    first = {key: batch_offsets(Draw(key[0], 8, 10_000), key[1]).clone() for key in asked}
     for key in reversed(asked):
-        assert batch_offsets(*key, 8, 10_000).equal(first[key]), key
+        assert batch_offsets(Draw(key[0], 8, 10_000), key[1]).equal(first[key]), key
     assert len({tuple(offsets.tolist()) for offsets in first.values()}) == len(asked)
 
 
 def test_no_two_steps_share_their_offsets() -> None:
     steps = range(3 * STEPS_AT_A_TIME)
-    assert len({tuple(batch_offsets(7, step, 4, 2**20).tolist()) for step in steps}) == len(steps)
+    assert len({tuple(batch_offsets(Draw(7, 4, 2**20), step).tolist()) for step in steps}) == len(
+        steps
+    )
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**32, 2**64 - 1])
 def test_any_integer_is_a_seed_of_its_own(seed: int) -> None:
-    offsets = batch_offsets(seed, 0, 8, 10_000)
+    offsets = batch_offsets(Draw(seed, 8, 10_000), 0)
     assert offsets.shape == (8,)
     assert offsets.dtype == torch.int64
-    assert not offsets.equal(batch_offsets(1337, 0, 8, 10_000))
+    assert not offsets.equal(batch_offsets(Draw(1337, 8, 10_000), 0))
 
 
 def test_global_random_state_is_neither_used_nor_changed() -> None:
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    first = batch_offsets(11, 0, 8, 10_000).clone()
+    first = batch_offsets(Draw(11, 8, 10_000), 0).clone()
     assert torch.get_rng_state().equal(state)
     torch.manual_seed(1)
-    batch_offsets(12, 0, 8, 10_000)
-    batch_offsets(13, 0, 8, 10_000)  # two others have taken its place in the cache
-    assert batch_offsets(11, 0, 8, 10_000).equal(first)
+    batch_offsets(Draw(12, 8, 10_000), 0)
+    batch_offsets(Draw(13, 8, 10_000), 0)  # two others have taken its place in the cache
+    assert batch_offsets(Draw(11, 8, 10_000), 0).equal(first)
 
 
 def test_offsets_of_the_default_run() -> None:
     high = 1_003_854 - 256  # tiny Shakespeare's train split, gpt10m's window
-    found = [batch_offsets(1337, step, 64, high)[:4].tolist() for step in (0, 1, 256)]
+    found = [batch_offsets(Draw(1337, 64, high), step)[:4].tolist() for step in (0, 1, 256)]
     expected = [
         [946414, 476887, 605240, 162965],
         [243252, 601476, 410012, 367025],
@@ -84,10 +87,10 @@ def chi_square(draws: Tensor, high: int) -> float:
 
 def test_offsets_are_uniform() -> None:
     high = 101
-    within = torch.cat([batch_offsets(3, step, 64, high) for step in range(STEPS_AT_A_TIME)])
+    within = torch.cat([batch_offsets(Draw(3, 64, high), step) for step in range(STEPS_AT_A_TIME)])
     assert abs(chi_square(within, high)) < 4
     first = torch.stack(  # each from a generator of its own
-        [batch_offsets(seed, chunk * STEPS_AT_A_TIME, 1, high)[0]
+        [batch_offsets(Draw(seed, 1, high), chunk * STEPS_AT_A_TIME)[0]
          for seed in range(40) for chunk in range(100)]
     )  # fmt: skip
     assert abs(chi_square(first, high)) < 4
@@ -95,8 +98,54 @@ def test_offsets_are_uniform() -> None:
 
 @pytest.mark.parametrize("high", [1, 2, 3])
 def test_offsets_of_a_tiny_split_reach_all_of_it_and_no_further(high: int) -> None:
-    offsets = torch.cat([batch_offsets(5, step, 16, high) for step in range(20)])
+    offsets = torch.cat([batch_offsets(Draw(5, 16, high), step) for step in range(20)])
     assert set(offsets.tolist()) == set(range(high))
+
+
+# training: without replacement
+
+
+@pytest.mark.parametrize("high", [1000, 1009, 1016])  # a whole number of windows, and not quite
+@pytest.mark.parametrize("batch_size", [1, 7, 125, 300])  # of 100 to 126 windows an epoch
+@pytest.mark.parametrize("apart", [8, 10])
+def test_an_epoch_takes_each_window_once(high: int, batch_size: int, apart: int) -> None:
+    draw, per_epoch = Draw(3, batch_size, high, apart), high // apart
+    steps = 4 * per_epoch // batch_size + 1
+    offsets = torch.cat([batch_offsets(draw, step) for step in range(steps)])
+    assert offsets.dtype == torch.int64
+    firsts, orders = set(), set()
+    for epoch in offsets[: 4 * per_epoch].view(4, per_epoch):
+        first, last = epoch.min(), epoch.max()
+        assert epoch.sort()[0].equal(first + apart * torch.arange(per_epoch))
+        assert 0 <= first < apart
+        assert last < high
+        firsts.add(int(first))
+        orders.add(tuple(((epoch - first) // apart).tolist()))
+    assert len(firsts) > 1  # the text is cut anew
+    assert len(orders) == 4
+
+
+def test_without_replacement_the_seed_counts_and_the_order_of_asking_does_not() -> None:
+    asked = [(seed, step) for step in (0, 3, 4, 90, 5000) for seed in (1, 2, 1337)]
+    first = {key: batch_offsets(Draw(key[0], 8, 1000, 30), key[1]).clone() for key in asked}
+    for key in reversed(asked):
+        assert batch_offsets(Draw(key[0], 8, 1000, 30), key[1]).equal(first[key]), key
+    assert len({tuple(offsets.tolist()) for offsets in first.values()}) == len(asked)
+
+
+@pytest.mark.parametrize("high", [1, 2, 3, 9])
+def test_without_replacement_a_split_of_one_window_is_reached_to_its_ends(high: int) -> None:
+    offsets = torch.cat([batch_offsets(Draw(5, 16, high, 8), step) for step in range(20)])
+    assert set(offsets.tolist()) == set(range(min(high, 8)))
+
+
+def test_the_first_window_of_an_epoch_lies_anywhere() -> None:
+    draw, per_epoch = Draw(7, 20, 100, 5), 20
+    assert draw.batch_size == per_epoch  # an epoch a step
+    firsts = torch.stack([batch_offsets(draw, step).min() for step in range(2000)])
+    assert abs(chi_square(firsts, 5)) < 4
+    places = torch.cat([batch_offsets(draw, step)[:1] for step in range(2000)])
+    assert abs(chi_square(places, 100)) < 4
 
 
 # training: ranks, micro-batches, resuming
@@ -109,21 +158,26 @@ def test_ranks_and_micro_batches_partition_the_global_batch(
 ) -> None:
     n_steps, batch_size = 3, 24
     ranks = [
-        training_batches(1337, 254, batch_size, 1000, accumulate, rank, world_size)
+        training_batches(Draw(1337, batch_size, 1000), 254, accumulate, rank, world_size)
         for rank in range(world_size)
     ]
     for step in range(254, 254 + n_steps):  # across the border of two chunks
         parts = [next(rank) for _ in range(accumulate) for rank in ranks]
         assert {len(part) for part in parts} == {batch_size // (accumulate * world_size)}
-        assert torch.cat(parts).equal(batch_offsets(1337, step, batch_size, 1000))
+        assert torch.cat(parts).equal(batch_offsets(Draw(1337, batch_size, 1000), step))
 
 
+@pytest.mark.parametrize("apart", [None, 9])
 @pytest.mark.parametrize("first_step", [0, 1, 255, 256, 300])
-def test_resumed_stream_is_the_old_one_with_its_steps_skipped(first_step: int) -> None:
+def test_resumed_stream_is_the_old_one_with_its_steps_skipped(
+    first_step: int, apart: int | None
+) -> None:
     accumulate = 2
-    from_start = training_batches(1337, 0, 8, 1000, accumulate)
+    from_start = training_batches(Draw(1337, 8, 1000), 0, accumulate)
     skipped = list(islice(from_start, first_step * accumulate, (first_step + 3) * accumulate))
-    resumed = list(islice(training_batches(1337, first_step, 8, 1000, accumulate), 3 * accumulate))
+    resumed = list(
+        islice(training_batches(Draw(1337, 8, 1000), first_step, accumulate), 3 * accumulate)
+    )
     assert torch.stack(resumed).equal(torch.stack(skipped))
 
 
@@ -210,7 +264,7 @@ def test_gather_refuses_a_window_that_lacks_its_last_target() -> None:
 def test_smallest_splits_can_be_cut(n_characters: int) -> None:
     block_size, ids = 8, TEXT[:n_characters].byte()
     high = n_characters - block_size
-    for offsets in islice(training_batches(1337, 0, 4, high), 20):
+    for offsets in islice(training_batches(Draw(1337, 4, high), 0), 20):
         assert gather(ids, Windows(offsets, block_size))[0].shape == (4, block_size)
     for batch in evaluation_windows(n_characters - 1, block_size, high - 1):
         assert gather(ids, batch)[1].shape == (len(batch.offsets), batch.length)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from nanogpt.text.windows import batch_offsets
+from nanogpt.text.windows import Draw, batch_offsets
 
 
 def run_folder(version: int = 0) -> Path:
@@ -59,7 +59,7 @@ def plain_run(
     optimizer = torch.optim.AdamW(model.parameters(), **adamw)
     losses = []
     for step, rate in enumerate(rates, first_step):
-        starts = batch_offsets(seed, step, batch_size, len(ids) - block_size)
+        starts = batch_offsets(Draw(seed, batch_size, len(ids) - block_size), step)
         windows = torch.stack([ids[start : start + block_size + 1] for start in starts])
         loss = F.cross_entropy(model(windows[:, :-1]).transpose(1, 2), windows[:, 1:])
         optimizer.zero_grad()

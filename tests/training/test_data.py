@@ -11,7 +11,7 @@ import torch
 
 from nanogpt.errors import UserError
 from nanogpt.text.pastiche import pastiche
-from nanogpt.text.windows import Windows, batch_offsets
+from nanogpt.text.windows import Draw, Windows, batch_offsets
 from nanogpt.training.data import CharacterData
 from tests.commands import Run
 
@@ -69,9 +69,18 @@ def test_tiny_shakespeares_length_is_split_as_the_reference_split_it(data: Make)
 def test_training_windows_are_those_of_seed_and_step_and_targets_one_further(data: Make) -> None:
     made = data(seed=7, step=300)
     for step, batch in enumerate(islice(made.train_dataloader(), 3), 300):
-        starts = batch_offsets(7, step, 4, 902 - 8).tolist()
+        starts = batch_offsets(Draw(7, 4, 902 - 8), step).tolist()
         expected = [(TEXT[i : i + 8], TEXT[i + 1 : i + 9]) for i in starts]
         assert read(made, batch) == expected
+
+
+def test_without_replacement_each_character_is_seen_once_an_epoch(data: Make) -> None:
+    made = data(replacement=False)
+    per_epoch = (902 - 8) // 8
+    batches = islice(made.train_dataloader(), 3 * per_epoch // 4 + 1)
+    offsets = torch.cat(list(batches))[: 3 * per_epoch].view(3, per_epoch)
+    seen = (offsets[..., None] + torch.arange(8)).flatten(1)
+    assert all(len(set(epoch.tolist())) == 8 * per_epoch for epoch in seen)
 
 
 def test_training_reaches_all_of_the_train_split_and_nothing_else(data: Make) -> None:
@@ -120,7 +129,7 @@ def test_devices_and_micro_batches_share_one_batch(
         for rank in range(world_size)
     ]
     shares = [next(rank) for _ in range(accumulate) for rank in ranks]
-    assert torch.cat(shares).equal(batch_offsets(1337, 0, 4, 902 - 8))
+    assert torch.cat(shares).equal(batch_offsets(Draw(1337, 4, 902 - 8), 0))
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(data: Make) -> None:

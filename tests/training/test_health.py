@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanogpt.text.windows import batch_offsets
+from nanogpt.text.windows import Draw, batch_offsets
 from nanogpt.training import health, module
 from nanogpt.training.callbacks import Recorder
 from nanogpt.training.module import LanguageModel
@@ -21,7 +21,7 @@ EVERY_OTHER = ("--trainer.max_steps=9", "--trainer.val_check_interval=2")
 
 def offsets(step: int) -> str:
     """The offsets of the windows of a step, from 1, as a line shows them."""
-    return ", ".join(map(str, batch_offsets(1337, step - 1, 4, 4500 - 8).tolist()))
+    return ", ".join(map(str, batch_offsets(Draw(1337, 4, 4500 - 8), step - 1).tolist()))
 
 
 @pytest.fixture
