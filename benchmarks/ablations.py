@@ -2,15 +2,16 @@
 
 python benchmarks/ablations.py [--set quickstart] [--seeds 3] [--steps N] [--tune] [--out FOLDER]
 
-A variant is a config and the options that change it, and maybe an ingredient of the model that
-benchmarks/without.py takes away; each run is `python cli.py fit`, in a folder of its own below
+A variant is a config and the options that change it, and maybe a change of the model's own code
+(benchmarks/changed.py); each run is `python cli.py fit`, in a folder of its own below
 --out. A run that was stopped goes on where it was, and one that is done is not run again, so that
 more seeds or variants cost only what is new. With --tune the last tenth of the *train* split
 takes the place of the val split, which then stays unseen: choose by that.
 
-The sets are of a size for a CPU. `best` keeps, of gpt10m_best.yaml, how many characters there are
-for a parameter, and how often each is seen: a thirtieth of the parameters, of the train split and
-of what it trains on.
+The sets `quickstart`, `ingredients` and `best` are of a size for a CPU. `best` keeps, of
+gpt10m_best.yaml, how many characters there are for a parameter, and how often each is seen: a
+thirtieth of the parameters, of the train split and of what it trains on. `fast` is the
+ingredients of gpt10m_fast.yaml, at its full size: for a GPU.
 """
 
 import argparse
@@ -49,10 +50,33 @@ REFERENCE = [
 
 @dataclass(frozen=True)
 class Variant:
-    """A config's run with options of its own, and maybe without an ingredient of the model."""
+    """A config's run with options of its own, and maybe a change of the model's code."""
 
     options: list[str] = field(default_factory=list)
-    without: str = ""
+    change: str = ""
+
+
+# of a modern GPT that Muon trains
+INGREDIENTS = {
+    "modern -> GPT": Variant(GPT),
+    "Muon -> AdamW 2e-3 for all": Variant(ADAMW),
+    "modern -> GPT, Muon -> AdamW 2e-3": Variant([*GPT, *ADAMW]),
+    "rotary -> learned positions": Variant(change="rotary"),
+    "no norm on queries and keys": Variant(change="qk-norm"),
+    "squared ReLU -> ReLU": Variant(change="relu"),
+    "squared ReLU -> GELU": Variant(change="gelu"),
+    "squared ReLU -> SwiGLU": Variant(change="swiglu"),
+    "zero init -> PyTorch's": Variant(change="zero-init"),
+    "no cap on logits": Variant(change="logit-cap"),
+    "norms of blocks with weights": Variant(change="weighted-norms"),
+    "LayerNorm -> RMSNorm": Variant(change="rms-norm"),
+    "without replacement -> with": Variant(["--data.replacement=true"]),
+    "linear -> cosine": Variant(["--model.schedule=cosine"]),
+    "linear -> constant": Variant(["--model.schedule=constant"]),
+    "with a warm-up of 50 steps": Variant(["--model.warmup_steps=50"]),
+    "with 5% of what is read masked": Variant(change="masking"),
+    "with stochastic depth, 10%": Variant(change="stochastic-depth"),
+}
 
 
 @dataclass(frozen=True)
@@ -77,22 +101,20 @@ SETS = {
         "quickstart.yaml",
         {
             "quickstart": Variant(),
-            "shifted GPT -> GPT": Variant(GPT),
-            "Muon -> AdamW 2e-3 for all": Variant(ADAMW),
-            "shifted GPT -> GPT, Muon -> AdamW 2e-3": Variant([*GPT, *ADAMW]),
             "no token shift": Variant(["--model.architecture=modern"]),
-            "rotary -> learned positions": Variant(without="rotary"),
-            "no norm on queries and keys": Variant(without="qk-norm"),
-            "squared ReLU -> ReLU": Variant(without="squared"),
-            "squared ReLU -> GELU": Variant(without="squared-relu"),
-            "zero init -> PyTorch's": Variant(without="zero-init"),
-            "no cap on logits": Variant(without="logit-cap"),
-            "norms of blocks with weights": Variant(without="weightless-norms"),
-            "linear -> cosine": Variant(["--model.schedule=cosine"]),
-            "linear -> constant": Variant(["--model.schedule=constant"]),
-            "with a warm-up of 50 steps": Variant(["--model.warmup_steps=50"]),
+            **INGREDIENTS,
         },
         ["--trainer.max_steps=300", "--trainer.val_check_interval=300"],
+    ),
+    "fast": Set(
+        "gpt10m_fast.yaml",
+        {
+            "gpt10m_fast": Variant(),
+            "with token shift": Variant(["--model.architecture=shifted"]),
+            "dropout 0.0": Variant(["--model.dropout=0.0"]),
+            "dropout 0.2": Variant(["--model.dropout=0.2"]),
+            **INGREDIENTS,
+        },
     ),
     "best": Set(
         "gpt10m_best.yaml",
@@ -127,8 +149,8 @@ def train(config: str, variant: Variant, seed: int, folder: Path) -> tuple[float
         if last.is_file():
             begin = ["--ckpt_path", str(last)]
         folder.mkdir(parents=True, exist_ok=True)
-        without = [str(ROOT / "benchmarks" / "without.py"), variant.without]
-        program = without if variant.without else [str(ROOT / "cli.py")]
+        changed = [str(ROOT / "benchmarks" / "changed.py"), variant.change]
+        program = changed if variant.change else [str(ROOT / "cli.py")]
         command = [sys.executable, *program, "fit", *begin]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0 and "already" not in done.stderr:

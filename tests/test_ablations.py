@@ -1,4 +1,4 @@
-"""What is taken away from the modern GPT is gone, and nothing else; a table is made of it."""
+"""What is changed in a modern GPT is changed, and nothing else; a table is made of it."""
 
 import importlib
 import subprocess
@@ -15,22 +15,22 @@ BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture
-def without(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """benchmarks/without.py; what it takes away is put back after the test."""
+def changed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/changed.py; what it changes is put back after the test."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    module = importlib.import_module("without")
-    monkeypatch.setitem(module.ARCHITECTURES, "shifted", module.Shifted)
-    for parts in module.WITHOUT.values():
-        for name in parts:
-            place = module.place_of(name)
-            monkeypatch.setattr(place, name, getattr(place, name))
+    module = importlib.import_module("changed")
+    for parts in module.CHANGES.values():
+        for owner, name, _ in parts:
+            monkeypatch.setattr(owner, name, getattr(owner, name))
     return module
 
 
-def modern(ids: torch.Tensor) -> tuple[dict[str, torch.Size], torch.Tensor, torch.Tensor]:
-    """A tiny modern GPT's parameters; its logits as it is built, and with loud weights."""
+def logits_of(
+    architecture: str, ids: torch.Tensor
+) -> tuple[dict[str, torch.Size], torch.Tensor, torch.Tensor]:
+    """A tiny GPT's parameters; its logits as it is built, and with loud weights."""
     torch.manual_seed(1)
-    net = build_model("shifted", 17, block_size=8, n_layer=2, n_head=2, n_embd=8).eval()
+    net = build_model(architecture, 17, block_size=8, n_layer=2, n_head=2, n_embd=12).eval()
     new = net(ids)
     with torch.no_grad():
         for p in net.parameters():
@@ -38,41 +38,71 @@ def modern(ids: torch.Tensor) -> tuple[dict[str, torch.Size], torch.Tensor, torc
         return {name: p.shape for name, p in net.named_parameters()}, new, net(ids)
 
 
+@pytest.mark.parametrize("architecture", ["modern", "shifted"])
 @pytest.mark.parametrize(
-    ("ingredient", "more"),
+    ("change", "more"),
     [
         ("rotary", {"position_embedding.weight"}),
         ("qk-norm", set()),
-        ("squared", set()),
-        ("squared-relu", set()),
+        ("relu", set()),
+        ("gelu", set()),
+        ("swiglu", set()),
         ("zero-init", set()),
         ("logit-cap", set()),
         (
-            "weightless-norms",
+            "weighted-norms",
             {f"blocks.{b}.ln_{n}.{p}" for b in (0, 1) for n in (1, 2) for p in ("weight", "bias")},
         ),
+        ("rms-norm", set()),
     ],
 )
-def test_an_ingredient_is_taken_away(without: ModuleType, ingredient: str, more: set[str]) -> None:
+def test_a_change_is_made(
+    changed: ModuleType, architecture: str, change: str, more: set[str]
+) -> None:
     ids = torch.arange(16).view(2, 8)
-    shapes, new, logits = modern(ids)
-    without.take_away(ingredient)
-    shapes_without, new_without, logits_without = modern(ids)
-    assert shapes_without.keys() - shapes.keys() == more
-    assert shapes.items() <= shapes_without.items()
+    shapes, new, logits = logits_of(architecture, ids)
+    changed.change(change)
+    shapes_then, new_then, logits_then = logits_of(architecture, ids)
+    assert shapes_then.keys() - shapes.keys() == more
+    assert shapes.items() <= shapes_then.items() or change == "swiglu"
     assert not new.any()
-    assert new_without.any() == (ingredient == "zero-init")
-    same = ingredient == "zero-init"  # the zeros are overwritten by loud weights
-    assert torch.allclose(logits, logits_without, atol=1e-5) == same
+    assert new_then.any() == (change == "zero-init")
+    same = change == "zero-init"  # the zeros are overwritten by loud weights
+    assert torch.allclose(logits, logits_then, atol=1e-5) == same
 
 
-def test_every_ingredient_that_can_be_taken_away_is_measured(without: ModuleType) -> None:
-    variants = importlib.import_module("ablations").SETS["ingredients"].variants.values()
-    assert {variant.without for variant in variants} == {"", *without.WITHOUT}
+@pytest.mark.parametrize("architecture", ["modern", "shifted"])
+@pytest.mark.parametrize("change", ["masking", "stochastic-depth"])
+def test_noise_is_for_training_only(changed: ModuleType, architecture: str, change: str) -> None:
+    ids = torch.arange(16).view(2, 8).repeat(20, 1)
+    changed.change(change)
+    torch.manual_seed(1)
+    net = build_model(architecture, 17, block_size=8, n_layer=2, n_head=2, n_embd=12)
+    for p in net.parameters():
+        torch.nn.init.normal_(p)
+    logits, noisy = net.eval()(ids), net.train()(ids)
+    assert torch.allclose(logits, logits[:2].repeat(20, 1, 1), atol=1e-5)
+    of_one_window = noisy[::2].flatten(1)  # those that nothing was done to are alike
+    alike = (torch.cdist(of_one_window, of_one_window) < 1e-2).sum(0)
+    assert 1 < alike.max() < len(of_one_window)
 
 
-def test_learned_positions_are_read_through_a_cache(without: ModuleType) -> None:
-    without.take_away("rotary")
+def test_swiglu_has_as_many_weights_as_it_replaces(changed: ModuleType) -> None:
+    ids = torch.arange(16).view(2, 8)
+    shapes, *_ = logits_of("modern", ids)
+    changed.change("swiglu")
+    shapes_then, *_ = logits_of("modern", ids)
+    assert sum(s.numel() for s in shapes.values()) == sum(s.numel() for s in shapes_then.values())
+
+
+@pytest.mark.parametrize("name", ["ingredients", "fast"])
+def test_every_change_is_measured(changed: ModuleType, name: str) -> None:
+    variants = importlib.import_module("ablations").SETS[name].variants.values()
+    assert {variant.change for variant in variants} == {"", *changed.CHANGES}
+
+
+def test_learned_positions_are_read_through_a_cache(changed: ModuleType) -> None:
+    changed.change("rotary")
     torch.manual_seed(1)
     net = build_model("shifted", 17, block_size=8, n_layer=2, n_head=2, n_embd=8).eval()
     torch.nn.init.normal_(net.lm_head.weight)
@@ -81,13 +111,13 @@ def test_learned_positions_are_read_through_a_cache(without: ModuleType) -> None
     assert torch.allclose(logits, net(ids), atol=1e-5)
 
 
-def test_logits_are_not_capped_without_the_cap(without: ModuleType) -> None:
-    without.take_away("logit-cap")
+def test_logits_are_not_capped_without_the_cap(changed: ModuleType) -> None:
+    changed.change("logit-cap")
     net = build_model("shifted", 17, block_size=8, n_layer=1, n_head=2, n_embd=8).eval()
     torch.nn.init.constant_(net.lm_head.weight, 100.0)
     ids = torch.arange(8)[None]
-    stream = without.modern.norm(net.token_embedding(ids))  # blocks begin as the identity
-    expected = without.modern.norm(stream) @ net.lm_head.weight.T
+    stream = changed.modern.norm(net.token_embedding(ids))  # blocks begin as the identity
+    expected = changed.modern.norm(stream) @ net.lm_head.weight.T
     assert torch.allclose(net(ids), expected, rtol=1e-3, atol=1e-2)
 
 
@@ -118,7 +148,7 @@ def test_ablations_are_run_once_each_and_make_a_table(
         ablations.main()
     assert len(asked) == 4
     assert asked[0][:2] == [str(ROOT / "cli.py"), "fit"]
-    assert asked[2][:3] == [str(BENCHMARKS / "without.py"), "rotary", "fit"]
+    assert asked[2][:3] == [str(BENCHMARKS / "changed.py"), "rotary", "fit"]
     assert {"--a=b", "--trainer.max_steps=3"} < set(asked[2])
     printed = capsys.readouterr().out
     assert printed.count("| no rotary | 1.3375 ± 0.0007 | 2 | 7 |") == 2
