@@ -37,14 +37,16 @@ ADAMW = ["--model.optimizer=adamw", "--model.learning_rate=2e-3"]
 PLAIN = [
     *(*GPT, "--model.optimizer=adamw", "--model.learning_rate=1e-3", "--model.schedule=cosine"),
     *("--model.warmup_steps=100", "--model.betas=[0.9,0.99]", "--model.weight_decay=0.1"),
-    *("--data.batch_size=12", "--trainer.max_steps=2000", "--trainer.val_check_interval=2000"),
+    *("--data.batch_size=12", "--data.replacement=true"),
+    *("--trainer.max_steps=2000", "--trainer.val_check_interval=2000"),
 ]
 # as gpt10m.yaml, with a learning rate for its size; each character is seen 65 times, as in the
 # 4,000 steps after which the reference is at its best
 REFERENCE = [
     *("--model.architecture=gpt", "--model.init=default", "--model.optimizer=adamw"),
     *("--model.learning_rate=1e-3", "--model.betas=[0.9,0.999]", "--model.weight_decay=0.01"),
-    *("--model.schedule=constant", "--model.dropout=0.2", "--trainer.max_steps=1920"),
+    *("--model.schedule=constant", "--model.dropout=0.2", "--data.replacement=true"),
+    "--trainer.max_steps=1920",
 ]
 
 
@@ -127,6 +129,7 @@ SETS = {
             "dropout 0.4": Variant(["--model.dropout=0.4"]),
             "with token shift": Variant(["--model.architecture=shifted"]),
             "Muon -> AdamW 2e-3 for all": Variant(ADAMW),
+            "without replacement -> with": Variant(["--data.replacement=true"]),
         },
         [
             *("--model.n_layer=3", "--model.n_head=3", "--model.n_embd=96"),

@@ -75,11 +75,12 @@ def batch_offsets(draw: Draw, step: int) -> Tensor:
     seed, batch_size, high, apart = draw
     if apart is None:
         return _offsets(seed, step // STEPS_AT_A_TIME, batch_size, high)[step % STEPS_AT_A_TIME]
-    per_epoch = max(high // apart, 1)
-    epoch, begin = divmod(step * batch_size, per_epoch)
-    last = (begin + batch_size - 1) // per_epoch  # a batch may reach into the next epochs
-    epochs = [_epoch(seed, epoch + n, high, apart) for n in range(last + 1)]
-    return torch.cat(epochs)[begin : begin + batch_size]
+    parts, first, end = [], step * batch_size, (step + 1) * batch_size
+    while first < end:  # a batch may reach into the next epochs
+        epoch, begin = divmod(first, max(high // apart, 1))
+        parts.append(_epoch(seed, epoch, high, apart)[begin : begin + end - first])
+        first += len(parts[-1])
+    return torch.cat(parts)
 
 
 def training_batches(
