@@ -61,14 +61,22 @@ def test_global_random_state_is_neither_used_nor_changed() -> None:
     assert batch_offsets(Draw(11, 8, 10_000), 0).equal(first)
 
 
-def test_offsets_of_the_default_run() -> None:
-    high = 1_003_854 - 256  # tiny Shakespeare's train split, gpt10m's window
-    found = [batch_offsets(Draw(1337, 64, high), step)[:4].tolist() for step in (0, 1, 256)]
-    expected = [
-        [946414, 476887, 605240, 162965],
-        [243252, 601476, 410012, 367025],
-        [72891, 74901, 302229, 728731],
-    ]
+@pytest.mark.parametrize(
+    ("draw", "expected"),
+    [
+        (  # tiny Shakespeare's train split, as gpt10m.yaml reads it
+            Draw(1337, 64, 1_003_854 - 256),
+            {0: [946414, 476887, 605240], 1: [243252, 601476, 410012], 256: [72891, 74901, 302229]},
+        ),
+        (  # as quickstart.yaml does; its 490th step reaches into the second epoch
+            Draw(1337, 32, 1_003_854 - 64, 64),
+            {0: [485840, 85200, 811472], 1: [47568, 627472, 767568], 490: [741643, 348747, 789835]},
+        ),
+    ],
+)
+def test_offsets_of_shipped_runs(draw: Draw, expected: dict[int, list[int]]) -> None:
+    some = slice(3) if draw.apart is None else slice(-3, None)
+    found = {step: batch_offsets(draw, step)[some].tolist() for step in expected}
     assert found == expected, (
         "the same seed now gives other training batches: every logged run can no longer be "
         "reproduced, and a resumed one goes on with other data. If that is what you want, say so "
