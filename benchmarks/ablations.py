@@ -60,9 +60,9 @@ class Variant:
 
 # of a modern GPT that Muon trains
 INGREDIENTS = {
-    "modern -> GPT": Variant(GPT),
+    "-> plain GPT": Variant(GPT),
     "Muon -> AdamW 2e-3 for all": Variant(ADAMW),
-    "modern -> GPT, Muon -> AdamW 2e-3": Variant([*GPT, *ADAMW]),
+    "-> plain GPT, Muon -> AdamW 2e-3": Variant([*GPT, *ADAMW]),
     "rotary -> learned positions": Variant(change="rotary"),
     "no norm on queries and keys": Variant(change="qk-norm"),
     "squared ReLU -> ReLU": Variant(change="relu"),
@@ -76,7 +76,7 @@ INGREDIENTS = {
     "linear -> cosine": Variant(["--model.schedule=cosine"]),
     "linear -> constant": Variant(["--model.schedule=constant"]),
     "with a warm-up of 50 steps": Variant(["--model.warmup_steps=50"]),
-    "with 5% of what is read masked": Variant(change="masking"),
+    "with 5% of what is read random": Variant(change="random-characters"),
     "with stochastic depth, 10%": Variant(change="stochastic-depth"),
 }
 
@@ -145,13 +145,18 @@ TITLES = ("variant", "val loss", "seeds", "seconds of training")
 def train(config: str, variant: Variant, seed: int, folder: Path) -> tuple[float, float]:
     """Run a variant once, if need be; return its lowest val loss, and the seconds it trained."""
     last = folder / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
+    begin = ["--config", str(ROOT / "configs" / config), *variant.options]
+    begin += [f"--seed_everything={seed}", "--card=false"]
+    begin += [f"--trainer.default_root_dir={folder}"]
+    settings = "\n".join([Path(begin[1]).read_text(encoding="utf-8"), *variant.options])
+    begun = folder / "begun"
+    if begun.exists() and begun.read_text(encoding="utf-8") != settings:
+        sys.exit(f"{folder} holds a run of other settings: move it away, or give another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    begun.write_text(settings, encoding="utf-8")
     if not (folder / "done").exists():
-        begin = ["--config", str(ROOT / "configs" / config), *variant.options]
-        begin += [f"--seed_everything={seed}", "--card=false"]
-        begin += [f"--trainer.default_root_dir={folder}"]
         if last.is_file():
             begin = ["--ckpt_path", str(last)]
-        folder.mkdir(parents=True, exist_ok=True)
         changed = [str(ROOT / "benchmarks" / "changed.py"), variant.change]
         program = changed if variant.change else [str(ROOT / "cli.py")]
         command = [sys.executable, *program, "fit", *begin]

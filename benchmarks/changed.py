@@ -26,7 +26,7 @@ new_feed_forward, new_block = ModernFeedForward.__init__, ModernBlock.__init__
 model_forward, attend, feed_forward = (
     c.forward for c in (Modern, ModernAttention, ModernFeedForward)
 )
-MASKED = 0.05  # of the characters that are read in training
+REPLACED = 0.05  # of the characters that are read in training
 DROPPED_PATHS = 0.1  # of what a block adds to the stream of a window
 
 
@@ -88,7 +88,7 @@ def gelu(self: Any, x: Tensor) -> Tensor:
 
 
 def new_gated(self: Any, n_embd: int, dropout: float) -> None:
-    """Build a gated layer of as many weights, two thirds as wide (Shazeer, 2020)."""
+    """Build a gated layer of about as many weights, two thirds as wide (Shazeer, 2020)."""
     new_feed_forward(self, n_embd, dropout)
     wide = 8 * n_embd // 3
     self.widen = nn.Linear(n_embd, 2 * wide, bias=False)
@@ -106,7 +106,7 @@ def gated(self: Any, x: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor) -> Tensor:
     """Divide the last axis by its root mean square."""
-    return F.rms_norm(x, x.shape[-1:])
+    return F.rms_norm(x.float(), x.shape[-1:])  # in float32, as autocast does layer_norm
 
 
 def with_norms(self: Any, n_embd: int, n_head: int, dropout: float) -> None:
@@ -131,11 +131,11 @@ def weigh_and_shift(self: Any, x: Tensor, turns: Turns, cache: LayerCache | None
 # noise in training
 
 
-def read_masked(self: Any, ids: Tensor, cache: Cache | None = None) -> Tensor:
-    """Map ids (B, T) to logits (B, T, V); in training, some are others than they were."""
+def read_replaced(self: Any, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    """Map ids (B, T) to logits (B, T, V); in training, random ones stand in for some."""
     if self.training:
         others = torch.randint(self.vocab_size, ids.shape, device=ids.device)
-        ids = torch.where(torch.rand(ids.shape, device=ids.device) < MASKED, others, ids)
+        ids = torch.where(torch.rand(ids.shape, device=ids.device) < REPLACED, others, ids)
     return model_forward(self, ids, cache)
 
 
@@ -166,7 +166,7 @@ CHANGES: dict[str, list[tuple[Any, str, object]]] = {
         (ShiftedBlock, "forward", weigh_and_shift),
     ],
     "rms-norm": [(modern, "norm", rms_norm), (shifted, "norm", rms_norm)],
-    "masking": [(Modern, "forward", read_masked)],
+    "random-characters": [(Modern, "forward", read_replaced)],
     "stochastic-depth": [
         (ModernAttention, "forward", lambda s, *a: kept_paths(attend(s, *a), s.training)),
         (ModernFeedForward, "forward", lambda s, x: kept_paths(feed_forward(s, x), s.training)),

@@ -72,7 +72,7 @@ def test_a_change_is_made(
 
 
 @pytest.mark.parametrize("architecture", ["modern", "shifted"])
-@pytest.mark.parametrize("change", ["masking", "stochastic-depth"])
+@pytest.mark.parametrize("change", ["random-characters", "stochastic-depth"])
 def test_noise_is_for_training_only(changed: ModuleType, architecture: str, change: str) -> None:
     ids = torch.arange(16).view(2, 8).repeat(20, 1)
     changed.change(change)
@@ -87,7 +87,7 @@ def test_noise_is_for_training_only(changed: ModuleType, architecture: str, chan
     assert 1 < alike.max() < len(of_one_window)
 
 
-def test_swiglu_has_as_many_weights_as_it_replaces(changed: ModuleType) -> None:
+def test_swiglu_has_as_many_weights_as_what_it_replaces(changed: ModuleType) -> None:
     ids = torch.arange(16).view(2, 8)
     shapes, *_ = logits_of("modern", ids)
     changed.change("swiglu")

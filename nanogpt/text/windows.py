@@ -61,9 +61,10 @@ def _offsets(seed: int, chunk: int, batch_size: int, high: int) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _epoch(seed: int, number: int, high: int, apart: int) -> Tensor:
-    """Return an epoch's offsets in a random order, the first of the text anywhere in a window.
+    """Return an epoch's offsets in a random order; the lowest is any from 0 to ``apart`` - 1.
 
-    Every epoch has as many, so that their number tells in which a window is.
+    Every epoch has as many, so that their number tells in which a window is; of a text that is no
+    whole number of windows, what is left over at its end is never read.
     """
     generator = torch.Generator().manual_seed(mix(seed, number))
     first = torch.randint(min(apart, high), (1,), generator=generator)
