@@ -21,8 +21,8 @@ from nanogpt.models.cache import Cache, LayerCache
 from nanogpt.models.modern import Modern, ModernAttention, ModernBlock, ModernFeedForward, Turns
 from nanogpt.models.shifted import ShiftedBlock
 
-new_model, new_attention = Modern.__init__, ModernAttention.__init__
-new_feed_forward, new_block = ModernFeedForward.__init__, ModernBlock.__init__
+new_model, new_block = Modern.__init__, ModernBlock.__init__
+new_feed_forward = ModernFeedForward.__init__
 model_forward, attend, feed_forward = (
     c.forward for c in (Modern, ModernAttention, ModernFeedForward)
 )

@@ -37,9 +37,8 @@ def test_offsets_depend_on_nothing_but_seed_and_step() -> None:
 
 def test_no_two_steps_share_their_offsets() -> None:
     steps = range(3 * STEPS_AT_A_TIME)
-    assert len({tuple(batch_offsets(Draw(7, 4, 2**20), step).tolist()) for step in steps}) == len(
-        steps
-    )
+    draws = {tuple(batch_offsets(Draw(7, 4, 2**20), step).tolist()) for step in steps}
+    assert len(draws) == len(steps)
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**32, 2**64 - 1])
@@ -180,12 +179,10 @@ def test_ranks_and_micro_batches_partition_the_global_batch(
 def test_resumed_stream_is_the_old_one_with_its_steps_skipped(
     first_step: int, apart: int | None
 ) -> None:
-    accumulate = 2
-    from_start = training_batches(Draw(1337, 8, 1000), 0, accumulate)
+    accumulate, draw = 2, Draw(1337, 8, 1000, apart)
+    from_start = training_batches(draw, 0, accumulate)
     skipped = list(islice(from_start, first_step * accumulate, (first_step + 3) * accumulate))
-    resumed = list(
-        islice(training_batches(Draw(1337, 8, 1000), first_step, accumulate), 3 * accumulate)
-    )
+    resumed = list(islice(training_batches(draw, first_step, accumulate), 3 * accumulate))
     assert torch.stack(resumed).equal(torch.stack(skipped))
 
 
