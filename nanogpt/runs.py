@@ -1,8 +1,12 @@
 """Finds runs and their checkpoints under ``lightning_logs/``."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from nanogpt.errors import UserError
 
@@ -71,3 +75,18 @@ def run_of(checkpoint: Path) -> Run | None:
     """Return the run that a checkpoint lies in, if it still lies in one."""
     run = Run(checkpoint.resolve().parent.parent)
     return run if run.config.is_file() else None
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, so that nobody else trains in it; the end of the process lets it go.
+
+    Raises:
+        UserError: if another training does hold it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            yield
+    except Timeout as error:
+        raise UserError(f"{folder} is being trained already: wait for that, or stop it") from error

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from argparse import ArgumentError
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nanogpt.errors import Interrupted, UserError
 from nanogpt.generation.loading import read_checkpoint
 from nanogpt.notices import notice
 from nanogpt.parsing import explain
+from nanogpt.runs import claimed
 from nanogpt.training import callbacks, machine, report
 from nanogpt.training.bar import StepBar
 from nanogpt.training.card import write_card
@@ -47,6 +49,7 @@ class CLI(LightningCLI):
 
     command: str  # the only subcommand whose parser is built: each takes a tenth of a second
     title = ""  # of the progress bar
+    held: ExitStack  # what is let go of at the end
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -167,6 +170,9 @@ class CLI(LightningCLI):
             self.model.on_load_checkpoint(self.start.about)
             self.config_init[self.command].ckpt_path = str(self.start.checkpoint)
             self.config_init[self.command].weights_only = True
+        logger = self.trainer.logger
+        if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
+            self.held.enter_context(claimed(Path(logger.log_dir)))
 
     def after_fit(self) -> None:
         """Print how it went, and where everything is."""
@@ -213,7 +219,7 @@ def run(command: str, options: list[str], cli: type[CLI] = CLI) -> CLI:
         options = {"fit": fit_options, "validate": validate_options}[command](options)
     cli.command = command
     try:
-        with warnings.catch_warnings(), quiet_lightning():
+        with warnings.catch_warnings(), quiet_lightning(), ExitStack() as cli.held:
             return cli(
                 LanguageModel,
                 CharacterData,

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from nanogpt.runs import claimed
 from nanogpt.training import cli
 from nanogpt.training.callbacks import Recorder
 from tests.commands import CONFIGS, TINY, Outcome, Run
@@ -288,6 +289,19 @@ def test_a_time_limit_saves_and_counts_anew(run: Run, text: str) -> None:
     assert content(0)["global_step"] > first
     history = [step for step, *_ in content(0)["run"]["history"]]
     assert history == [0, first, content(0)["global_step"]]
+
+
+def test_one_training_at_a_time_holds_a_folder(run: Run, text: str) -> None:
+    assert run("fit", *GPT, *SHORT, *EVERY, "--trainer.max_steps=5").code == 0
+    before = content(0)
+    with claimed(run_folder(0)):
+        second = go_on(run, "--trainer.max_steps=10")
+    assert (second.code, second.out) == (2, "")
+    assert second.err.splitlines()[-1].endswith(
+        "version_0 is being trained already: wait for that, or stop it"
+    )
+    assert content(0)["global_step"] == before["global_step"] == 5
+    assert go_on(run, "--trainer.max_steps=10").code == 0
 
 
 def test_a_run_that_never_evaluates_can_go_on_too(run: Run, text: str) -> None:
