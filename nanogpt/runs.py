@@ -65,7 +65,7 @@ def find_checkpoint(ckpt_path: str = "best", of_folder: str = "best") -> Path:
         return found
     if not path.is_file():
         raise UserError(
-            f"no checkpoint at {ckpt_path!r}: --ckpt_path takes a .ckpt file, the folder of a "
+            f"no checkpoint at {ckpt_path!r}: give a .ckpt file, the folder of a "
             "run, or best or last (of the newest run)"
         )
     return path

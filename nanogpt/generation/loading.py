@@ -31,7 +31,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if the file is no checkpoint of this project, or its parts do not fit.
     """
-    return _read(path)[0]
+    return read_trained(path)[0]
 
 
 def load_model(path: Path) -> tuple[Net, Tokenizer]:
@@ -42,11 +42,15 @@ def load_model(path: Path) -> tuple[Net, Tokenizer]:
     Raises:
         UserError: if the file is no checkpoint of this project, or its parts do not fit.
     """
-    _, model, tokenizer = _read(path)
-    return model.eval().float(), tokenizer
+    return read_trained(path)[1:]
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Net, Tokenizer]:
+def read_trained(path: Path) -> tuple[dict[str, Any], Net, Tokenizer]:
+    """Do both.
+
+    Raises:
+        UserError: if the file is no checkpoint of this project, or its parts do not fit.
+    """
     try:
         with path.open("rb") as file:
             vet(file)
@@ -62,7 +66,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Net, Tokenizer]:
             f"{str(path)!r} is not a checkpoint of this project ({reason}); "
             "give the path of a .ckpt file from lightning_logs/version_N/checkpoints/"
         ) from error
-    return content, model, tokenizer
+    return content, model.eval().float(), tokenizer
 
 
 def _check_parts(content: dict[str, Any]) -> None:

@@ -21,13 +21,14 @@ from nanogpt.errors import Interrupted, UserError
 from nanogpt.generation.loading import read_checkpoint
 from nanogpt.notices import notice
 from nanogpt.parsing import explain
-from nanogpt.runs import claimed
+from nanogpt.runs import claimed, find_checkpoint
 from nanogpt.training import callbacks, machine, report
 from nanogpt.training.bar import StepBar
 from nanogpt.training.card import write_card
 from nanogpt.training.checkpoints import AtomicCheckpointIO, Keeper
-from nanogpt.training.compiled import choose_loss
+from nanogpt.training.compiled import compiled_loss
 from nanogpt.training.data import CharacterData
+from nanogpt.training.distillation import choose_loss
 from nanogpt.training.module import LanguageModel
 from nanogpt.training.quiet import quiet_lightning
 from nanogpt.training.resume import find_start
@@ -160,7 +161,10 @@ class CLI(LightningCLI):
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self.datamodule.check_batch_size(self.trainer)
-        self.model.training_loss = choose_loss(self.settings.compile, self.model, self.trainer)
+        settings, device = self.settings, self.trainer.strategy.root_device
+        settings.teachers = [str(find_checkpoint(given)) for given in settings.teachers]
+        loss = choose_loss(settings.teachers, self.datamodule, device)
+        self.model.training_loss = compiled_loss(loss, settings.compile, self.model, self.trainer)
         vocabulary = self.datamodule.tokenizer.vocabulary
         with torch.device("meta"):  # which takes no memory and draws no random numbers
             net = self.model.build(len(vocabulary))

@@ -15,7 +15,6 @@ On a GPU none of this has ever run.
 """
 
 import warnings
-from collections.abc import Callable
 from typing import Literal
 
 import lightning as L
@@ -23,20 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt.notices import notice
-from nanogpt.training.module import LanguageModel, next_character_loss
+from nanogpt.training.module import LanguageModel, Loss
 from nanogpt.training.resume import random_state, set_random_state
 
 Choice = bool | Literal["auto"]
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 WORTH_IT_FROM = 1000  # steps: a guess; a shorter run may be over before compiling is repaid
 REHEARSALS = 3  # of a step: CUDA graphs warm up, then record, then replay
 
 
-def choose_loss(choice: Choice, model: LanguageModel, trainer: L.Trainer) -> Loss:
-    """Return how a run computes its training loss.
+def compiled_loss(loss: Loss, choice: Choice, model: LanguageModel, trainer: L.Trainer) -> Loss:
+    """Return how a run computes its training loss: compiled, or as it is.
 
     Args:
+        loss: what it computes.
         choice: true, false, or ``auto``: on CUDA, but not for a model too small (the bigram and
             the rungs) or a run too short to repay it.
         model: what is trained.
@@ -48,9 +47,9 @@ def choose_loss(choice: Choice, model: LanguageModel, trainer: L.Trainer) -> Los
         large = model.hparams["architecture"] in ("gpt", "modern", "shifted")
         choice = on_cuda and long and large
     if not choice:
-        return next_character_loss
+        return loss
     alone = trainer.accumulate_grad_batches == 1 and trainer.world_size == 1
-    return CompiledLoss(next_character_loss, graphs=on_cuda and alone)
+    return CompiledLoss(loss, graphs=on_cuda and alone)
 
 
 class CompiledLoss:

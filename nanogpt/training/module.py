@@ -22,6 +22,8 @@ from nanogpt.training.optimizer import (
     learning_rate_factor,
 )
 
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a network, ids (B, T), targets (B, T)
+
 
 class LanguageModel(L.LightningModule):
     """A character-level language model, trained by the mean loss of the next character.
@@ -45,7 +47,8 @@ class LanguageModel(L.LightningModule):
         muon_learning_rate: Muon's peak learning rate.
         learning_rate: AdamW's peak learning rate.
         betas: AdamW's decay rates of the two moments.
-        weight_decay: AdamW's weight decay, on every parameter that it has.
+        weight_decay: of all parameters alike: a step takes away this share of a weight, times
+            the learning rate.
         schedule: ``constant``; ``cosine`` down to a tenth at the last step; or ``linear`` down to
             nothing over the last 60% of the steps.
         warmup_steps: steps over which the learning rate rises linearly.
@@ -87,8 +90,8 @@ class LanguageModel(L.LightningModule):
         self.val_loss, self.train_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(2))
         self.evaluation: dict[str, float] = {}
         self.watch = Watch()
-        # a compiled one may take its place; it is no part of the module, and of no checkpoint
-        self.training_loss: Callable[[nn.Module, Tensor, Tensor], Tensor] = next_character_loss
+        # another may take its place; it is no part of the module, and of no checkpoint
+        self.training_loss: Loss = next_character_loss
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the name of each hook that it runs, forty times a step; a module's own

@@ -59,10 +59,11 @@ def build_optimizer(net: nn.Module, settings: Mapping[str, Any], fused: bool) ->
     }
     if settings["optimizer"] == "adamw":
         return AdamW(net.parameters(), **adamw)
+    muon_rate, decay = settings["muon_learning_rate"], settings["weight_decay"]
     matrices = [p for name, p in net.named_parameters() if p.ndim == 2 and "blocks." in name]
     apart = {id(matrix) for matrix in matrices}
     rest = AdamW([p for p in net.parameters() if id(p) not in apart], **adamw)
-    return Together([Muon(matrices, settings["muon_learning_rate"]), rest])
+    return Together([Muon(matrices, muon_rate, weight_decay=decay), rest])
 
 
 class Muon(Optimizer):
@@ -76,10 +77,17 @@ class Muon(Optimizer):
         matrices: parameters of two dimensions.
         lr: how far a step goes, for a matrix that is not taller than wide.
         momentum: of the gradients, Nesterov's.
+        weight_decay: share of a weight that a step takes away, for each unit of ``lr``.
     """
 
-    def __init__(self, matrices: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(matrices, {"lr": lr, "momentum": momentum})
+    def __init__(
+        self,
+        matrices: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -89,12 +97,13 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            kept = 1 - group["lr"] * group["weight_decay"]
             for matrices in alike(group["params"]):
                 gradients = [self._with_momentum(matrix, group["momentum"]) for matrix in matrices]
                 directions = orthogonal(torch.stack(gradients))
                 tall = max(1.0, matrices[0].shape[0] / matrices[0].shape[1]) ** 0.5
                 for matrix, direction in zip(matrices, directions, strict=True):
-                    matrix.add_(direction.to(matrix.dtype), alpha=-group["lr"] * tall)
+                    matrix.mul_(kept).add_(direction.to(matrix.dtype), alpha=-group["lr"] * tall)
         return loss
 
     def _with_momentum(self, matrix: Tensor, decay: float) -> Tensor:

@@ -142,9 +142,9 @@ def use_settings(trainer: L.Trainer, settings: Mapping[str, Any], content: dict[
     for group, peak, rate in zip(groups, peaks(settings), rates, strict=True):
         group.pop("initial_lr", None)
         group |= {"lr": rate} | ({"initial_lr": peak} if is_scheduled(settings) else {})
+        group["weight_decay"] = settings["weight_decay"]
         if "betas" in group:  # AdamW's
             group["betas"] = tuple(settings["betas"])
-            group["weight_decay"] = settings["weight_decay"]
             group["fused"] = trainer.precision != "16-mixed"
     scheduler = {"base_lrs": peaks(settings), "last_epoch": step, "_step_count": step + 1}
     scheduler |= {"_last_lr": rates, "lr_lambdas": [None] * len(rates)}

@@ -41,6 +41,13 @@ def add_options(parser: LightningArgumentParser) -> None:
         help="leave card.md, curves.png and pictures for TensorBoard in the run's folder",
     )
     parser.add_argument(
+        "--teachers",
+        type=list[str],
+        default=[],
+        help="trained runs or checkpoints whose mean expectation is learnt, in place of the text's "
+        "next characters; [PATH, ...]",
+    )
+    parser.add_argument(
         "--compile",
         type=bool | Literal["auto"],
         default="auto",

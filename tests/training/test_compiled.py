@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nanogpt.models import GPT, Modern, Shifted
 from nanogpt.training.callbacks import Recorder
-from nanogpt.training.compiled import CompiledLoss, choose_loss
+from nanogpt.training.compiled import CompiledLoss, compiled_loss
 from nanogpt.training.module import LanguageModel, next_character_loss
 from tests.commands import Run, is_one_line
 from tests.training.oracles import curves, distance, kept_weights, run_folder
@@ -41,6 +41,18 @@ def weights(version: int) -> nn.Module:
 
 
 # what comes out
+
+
+@pytest.mark.usefixtures("compilable")
+def test_what_is_learnt_from_teachers_is_compiled_too(fit: Run) -> None:
+    fit()
+    taught = (EVERY, f"--teachers=[{run_folder(0)}]", "--trainer.max_steps=3")
+    for choice in ("false", "true"):
+        outcome = fit(*taught, f"--compile={choice}")
+        assert (outcome.code, outcome.err) == (0, "")
+    plain, compiled = (curves(run_folder(n))["loss/batch"] for n in (1, 2))
+    assert compiled == pytest.approx(plain, abs=1e-5)
+    assert compiled != curves(run_folder(0))["loss/batch"]
 
 
 @pytest.mark.usefixtures("compilable")
@@ -166,7 +178,8 @@ def trainer(device: str, **settings: int) -> Any:
 def test_what_is_compiled(
     choice: Any, architecture: Any, device: str, settings: Any, compiled: bool, graphs: bool
 ) -> None:
-    loss = choose_loss(choice, LanguageModel(architecture), trainer(device, **settings))
+    model, where = LanguageModel(architecture), trainer(device, **settings)
+    loss = compiled_loss(next_character_loss, choice, model, where)
     assert isinstance(loss, CompiledLoss) == compiled
     assert getattr(loss, "graphs", False) == graphs
 

@@ -88,16 +88,17 @@ def steps(optimizer: Any, parameters: list[nn.Parameter]) -> list[Tensor]:
     return [parameter.detach() for parameter in parameters]
 
 
-def test_muon_steps_as_pytorchs_does(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_muon_steps_as_pytorchs_does(monkeypatch: pytest.MonkeyPatch, decay: float) -> None:
     monkeypatch.setattr(optimizer, "fast_bf16", lambda _: True)  # as PyTorch's computes, always
     ours, theirs = matrices(), matrices()
-    steps(Muon(ours, lr=0.1), ours)
-    steps(torch.optim.Muon(theirs, lr=0.1, weight_decay=0.0), theirs)
+    steps(Muon(ours, lr=0.1, weight_decay=decay), ours)
+    steps(torch.optim.Muon(theirs, lr=0.1, weight_decay=decay), theirs)
     for begin, our, their in zip(matrices(), ours, theirs, strict=True):
         assert (our - their).norm() < 0.02 * (their - begin).norm()
 
 
-@pytest.mark.parametrize("wrong", [{"momentum": 0.9}, {"lr": 0.11}])
+@pytest.mark.parametrize("wrong", [{"momentum": 0.9}, {"lr": 0.11}, {"weight_decay": 0.1}])
 def test_muon_with_another_setting_would_be_seen(wrong: dict[str, float]) -> None:
     ours, theirs = matrices(), matrices()
     steps(Muon(ours, **{"lr": 0.1, **wrong}), ours)
@@ -125,6 +126,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     assert {tuple(p.shape) for p in adamw["params"]} == {(17, 8)}
     assert len(muon["params"]) + len(adamw["params"]) == len(list(net.parameters()))
     assert (muon["lr"], adamw["lr"]) == (0.02, 3e-4)
+    assert muon["weight_decay"] == adamw["weight_decay"] == 0.01
 
 
 def test_both_go_on_from_their_state() -> None:
