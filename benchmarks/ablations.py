@@ -82,7 +82,7 @@ INGREDIENTS = {
     "linear -> cosine": Variant(["--model.schedule=cosine"]),
     "linear -> constant": Variant(["--model.schedule=constant"]),
     "with a warm-up of 50 steps": Variant(["--model.warmup_steps=50"]),
-    "with 5% of what is read random": Variant(change="random-characters"),
+    "5% noise in what is read": Variant(["--model.noise=0.05"]),
     "with stochastic depth, 10%": Variant(change="stochastic-depth"),
 }
 

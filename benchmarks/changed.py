@@ -23,10 +23,7 @@ from nanogpt.models.shifted import ShiftedBlock
 
 new_model, new_block = Modern.__init__, ModernBlock.__init__
 new_feed_forward = ModernFeedForward.__init__
-model_forward, attend, feed_forward = (
-    c.forward for c in (Modern, ModernAttention, ModernFeedForward)
-)
-REPLACED = 0.05  # of the characters that are read in training
+attend, feed_forward = ModernAttention.forward, ModernFeedForward.forward
 DROPPED_PATHS = 0.1  # of what a block adds to the stream of a window
 
 
@@ -43,6 +40,8 @@ def with_positions(self: Any, *sizes: int, **settings: Any) -> None:
 def add_positions(self: Any, ids: Tensor, cache: Cache | None = None) -> Tensor:
     """Map ids (B, T) to logits (B, T, V): the embeddings are found by a model of their own."""
     begin = 0 if cache is None else cache.length
+    if self.training and self.noise:
+        ids = modern.with_noise(ids, self.noise, self.vocab_size)
     positions = torch.arange(begin, begin + ids.shape[1], device=ids.device)
     x = modern.norm(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
     for layer, block in enumerate(self.blocks):
@@ -131,14 +130,6 @@ def weigh_and_shift(self: Any, x: Tensor, turns: Turns, cache: LayerCache | None
 # noise in training
 
 
-def read_replaced(self: Any, ids: Tensor, cache: Cache | None = None) -> Tensor:
-    """Map ids (B, T) to logits (B, T, V); in training, random ones stand in for some."""
-    if self.training:
-        others = torch.randint(self.vocab_size, ids.shape, device=ids.device)
-        ids = torch.where(torch.rand(ids.shape, device=ids.device) < REPLACED, others, ids)
-    return model_forward(self, ids, cache)
-
-
 def kept_paths(y: Tensor, training: bool) -> Tensor:
     """Leave out, in training, what is added to the streams of some windows: (B, T, C)."""
     if not training:
@@ -166,7 +157,6 @@ CHANGES: dict[str, list[tuple[Any, str, object]]] = {
         (ShiftedBlock, "forward", weigh_and_shift),
     ],
     "rms-norm": [(modern, "norm", rms_norm), (shifted, "norm", rms_norm)],
-    "random-characters": [(Modern, "forward", read_replaced)],
     "stochastic-depth": [
         (ModernAttention, "forward", lambda s, *a: kept_paths(attend(s, *a), s.training)),
         (ModernFeedForward, "forward", lambda s, x: kept_paths(feed_forward(s, x), s.training)),

@@ -72,10 +72,9 @@ def test_a_change_is_made(
 
 
 @pytest.mark.parametrize("architecture", ["modern", "shifted"])
-@pytest.mark.parametrize("change", ["random-characters", "stochastic-depth"])
-def test_noise_is_for_training_only(changed: ModuleType, architecture: str, change: str) -> None:
+def test_stochastic_depth_is_for_training_only(changed: ModuleType, architecture: str) -> None:
     ids = torch.arange(16).view(2, 8).repeat(20, 1)
-    changed.change(change)
+    changed.change("stochastic-depth")
     torch.manual_seed(1)
     net = build_model(architecture, 17, block_size=8, n_layer=2, n_head=2, n_embd=12)
     for p in net.parameters():

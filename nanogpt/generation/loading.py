@@ -16,6 +16,7 @@ KINDS: dict[str, tuple[type, ...]] = dict.fromkeys(SETTINGS, (int, type(None))) 
     "vocabulary": (str,),
     "block_size": (int,),
     "dropout": (int, float, type(None)),
+    "noise": (int, float, type(None)),
     "init": (str, type(None)),
     "parts": (list, type(None)),
     "positions": (str, type(None)),

@@ -27,7 +27,7 @@ ARCHITECTURES: dict[str, type[Bigram] | type[GPT] | type[Modern]] = {
 
 # the settings that architectures have between them, beside the size of the vocabulary
 SETTINGS = (
-    *("block_size", "n_layer", "n_head", "n_embd", "head_size", "dropout", "init"),
+    *("block_size", "n_layer", "n_head", "n_embd", "head_size", "dropout", "noise", "init"),
     *("parts", "positions"),
 )
 

@@ -7,7 +7,9 @@ What is different, and where it comes from:
 - the feed-forward layer squares its ReLU (So et al., 2021); no linear has a bias;
 - projections back into the stream, and the head, begin at zero, so that each block begins as the
   identity;
-- logits are softly capped (Gemma 2, 2024).
+- logits are softly capped (Gemma 2, 2024);
+- in training some of the characters that are read may be random ones, as some of BERT's are (Devlin
+  et al., 2018).
 
 Axes: B batch, T time, C channels (n_embd), nh heads, hs head size, V vocabulary.
 """
@@ -40,6 +42,12 @@ def rotation(begin: int, end: int, head_size: int, like: Tensor) -> Turns:
     frequencies = 10_000.0 ** -(torch.arange(half, device=like.device) / half)
     angles = torch.arange(begin, end, device=like.device)[:, None] * frequencies
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def with_noise(ids: Tensor, probability: float, vocab_size: int) -> Tensor:
+    """Put random characters in the place of some: (B, T) to (B, T)."""
+    chosen = torch.rand(ids.shape, device=ids.device) < probability
+    return torch.where(chosen, torch.randint_like(ids, vocab_size), ids)
 
 
 class ModernAttention(nn.Module):
@@ -106,9 +114,10 @@ class Modern(nn.Module):
         n_head: attention heads in a block.
         n_embd: width of the residual stream, C: a multiple of 2 * n_head.
         dropout: probability that an activation is zeroed in training, in [0, 1).
+        noise: probability that a character is read as a random one in training, in [0, 1).
 
     Raises:
-        ValueError: if a size is not positive or does not divide, or ``dropout`` is not in [0, 1).
+        ValueError: if a size is not positive or does not divide, or a probability is not in [0, 1).
     """
 
     def __init__(
@@ -119,6 +128,7 @@ class Modern(nn.Module):
         n_head: int = 6,
         n_embd: int = 384,
         dropout: float = 0.0,
+        noise: float = 0.0,
     ) -> None:
         super().__init__()
         sizes = {"vocab_size": vocab_size, "block_size": block_size, "n_layer": n_layer}
@@ -130,9 +140,10 @@ class Modern(nn.Module):
                 f"n_embd {n_embd} must be a multiple of 2 x n_head {n_head}: rotary positions "
                 "turn the channels of a head in pairs"
             )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
-        self.vocab_size, self.block_size = vocab_size, block_size
+        for name, probability in (("dropout", dropout), ("noise", noise)):
+            if not 0 <= probability < 1:
+                raise ValueError(f"{name} must lie in [0, 1), not {probability}")
+        self.vocab_size, self.block_size, self.noise = vocab_size, block_size, noise
         self.head_size = n_embd // n_head
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
         blocks = [self.new_block(n_embd, n_head, dropout) for _ in range(n_layer)]
@@ -163,6 +174,8 @@ class Modern(nn.Module):
                 f"{end} characters are more than block_size, {self.block_size}: "
                 f"give the model the last {self.block_size}"
             )
+        if self.training and self.noise:
+            ids = with_noise(ids, self.noise, self.vocab_size)
         x = norm(self.token_embedding(ids))  # (B, T, C)
         turns = rotation(begin, end, self.head_size, x)
         for layer, block in enumerate(self.blocks):

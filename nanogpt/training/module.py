@@ -40,6 +40,8 @@ class LanguageModel(L.LightningModule):
         n_embd: width of the residual stream.
         head_size: width of a head; by default n_embd // n_head.
         dropout: probability that an activation is zeroed in training.
+        noise: probability that a character is read as a random one in training; of ``modern`` and
+            ``shifted``.
         init: ``default`` (PyTorch's own, as the reference) or ``normal``, N(0, 0.02) as GPT-2.
         parts: what a rung's blocks are made of: mean or attention, feed_forward, residual, norm.
         positions: a rung's position embeddings, ``learned`` or ``sinusoidal``.
@@ -64,6 +66,7 @@ class LanguageModel(L.LightningModule):
         n_embd: int | None = None,
         head_size: int | None = None,
         dropout: float | None = None,
+        noise: float | None = None,
         init: Literal["default", "normal"] | None = None,
         parts: list[str] | None = None,
         positions: Literal["learned", "sinusoidal"] | None = None,
@@ -125,7 +128,7 @@ class LanguageModel(L.LightningModule):
             UserError: if it is of another model, or of another vocabulary.
         """
         saved = checkpoint["hyper_parameters"]
-        free = ("dropout", "init")  # weights fit whatever these are
+        free = ("dropout", "noise", "init")  # weights fit whatever these are
         for name in ("architecture", *(s for s in SETTINGS if s not in free), "vocabulary"):
             theirs, ours = saved.get(name), self.hparams[name]
             if theirs != ours:

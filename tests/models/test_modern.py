@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nanogpt.models import Modern, Shifted, modern, shifted
 from nanogpt.models.elementwise import turn
-from nanogpt.models.modern import LOGIT_CAP, ModernFeedForward, rotation
+from nanogpt.models.modern import LOGIT_CAP, ModernFeedForward, rotation, with_noise
 from nanogpt.models.shifted import token_shift
 from tests.models.oracles import DIVIDING, loud
 
@@ -135,6 +135,28 @@ def test_the_future_has_no_say(kind: type[Modern]) -> None:
         assert reached.tolist() == [s <= t for s in range(T)]
 
 
+def test_noise_is_for_training_only() -> None:
+    net = loud(Modern(**DIVIDING, noise=0.3))
+    assert torch.equal(net.eval()(ids()), model()(ids()))
+    assert not torch.allclose(net.train()(ids()), model()(ids()))
+
+
+def test_as_many_characters_are_noise_as_asked_for_and_all_are_as_likely() -> None:
+    torch.manual_seed(1)
+    n, p, V = 200_000, 0.3, 5
+    clean = torch.full((2, n // 2), 3)
+    noisy = with_noise(clean, p, V)
+    shares = noisy.flatten().bincount(minlength=V) / n
+    expected = torch.full((V,), p / V)
+    expected[3] += 1 - p
+    spread = (expected * (1 - expected) / n).sqrt()
+    assert ((shares - expected).abs() < 4 * spread).all()
+    assert (clean == 3).all()
+    assert noisy.dtype == clean.dtype
+    assert not torch.equal(noisy[0], noisy[1])
+    assert torch.equal(with_noise(clean, 0.0, V), clean)
+
+
 def test_it_begins_as_a_uniform_guess() -> None:
     assert not Modern(**DIVIDING)(ids()).any()
 
@@ -142,7 +164,7 @@ def test_it_begins_as_a_uniform_guess() -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [({"n_embd": 9}, "multiple of 2 x n_head 3"), ({"n_layer": 0}, "n_layer must be at least 1"),
-     ({"dropout": 1.0}, "dropout must lie in")],
+     ({"dropout": 1.0}, "dropout must lie in"), ({"noise": -0.1}, "noise must lie in")],
     ids=str,
 )  # fmt: skip
 def test_sizes_that_make_no_model_are_refused(settings: dict[str, Any], reason: str) -> None:

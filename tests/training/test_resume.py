@@ -16,7 +16,12 @@ from tests.commands import CONFIGS, TINY, Outcome, Run
 from tests.training.oracles import curves, printed_losses, run_folder
 
 GPT = ["--config", str(CONFIGS / "quickstart.yaml"), *TINY, "--model.dropout=0.3"]
-MODERN = ["--model.init=null", "--model.schedule=linear", "--data.replacement=false"]
+MODERN = [
+    "--model.init=null",
+    "--model.noise=0.2",
+    "--model.schedule=linear",
+    "--data.replacement=false",
+]
 ACCUMULATE = [*GPT, "--trainer.accumulate_grad_batches=2"]
 BIGRAM = ["--config", str(CONFIGS / "bigram.yaml"), "--data.batch_size=4", "--card=false"]
 RUNG = ["--config", str(CONFIGS / "ladder" / "08_layer_norm.yaml"), "--data.batch_size=4"]
