@@ -37,6 +37,7 @@ from nanogpt.text.corpora import TINY_SHAKESPEARE, load_corpus
 
 ROOT = Path(__file__).parents[1]
 FIRST_SEED = 1337
+TEACHERS = (1, 2, 3, 4)  # their seeds
 GPT = ["--model.architecture=gpt", "--model.init=normal"]
 ADAMW = ["--model.optimizer=adamw", "--model.learning_rate=2e-3"]
 # the small GPT that a well-known repository trains on a CPU: 2,000 steps of 12 x 64 characters
@@ -58,10 +59,14 @@ REFERENCE = [
 
 @dataclass(frozen=True)
 class Variant:
-    """A config's run with options of its own, and maybe a change of the model's code."""
+    """A config's run with options of its own, and maybe a change of the model's code.
+
+    One that is ``taught`` learns from the runs of its set's teacher, the same ones for each seed.
+    """
 
     options: list[str] = field(default_factory=list)
     change: str = ""
+    taught: bool = False
 
 
 # of a modern GPT that Muon trains
@@ -95,6 +100,7 @@ class Set:
     variants: dict[str, Variant]
     options: list[str] = field(default_factory=list)
     share: float = 1.0
+    teacher: Variant = Variant()
 
 
 SETS = {
@@ -145,6 +151,7 @@ SETS = {
         share=0.03,
     ),
 }
+TEACHER = "teachers"
 TITLES = ("variant", "val loss", "seeds", "seconds of training")
 
 
@@ -181,17 +188,25 @@ def measured(
     """Yield the name of each variant of a set, and the loss and the seconds of its runs."""
     seeds = range(FIRST_SEED, FIRST_SEED + n_seeds)
 
+    variants = {TEACHER: chosen.teacher, **chosen.variants}
+    folders = {name: out / "".join(c if c.isalnum() else "_" for c in name) for name in variants}
+    runs = [folders[TEACHER] / str(seed) / "lightning_logs" / "version_0" for seed in TEACHERS]
+
     def run(of: tuple[str, int]) -> tuple[float, float]:
         name, seed = of
-        variant = chosen.variants[name]
-        variant = replace(variant, options=[*chosen.options, *variant.options, *options])
-        folder = out / "".join(c if c.isalnum() else "_" for c in name) / str(seed)
-        return train(chosen.config, variant, seed, folder)
+        variant = variants[name]
+        given = [*chosen.options, *variant.options, *options]
+        given += [f"--teachers=[{', '.join(map(str, runs))}]"] * variant.taught
+        return train(
+            chosen.config, replace(variant, options=given), seed, folders[name] / str(seed)
+        )
 
-    with ThreadPoolExecutor(jobs) as pool:
-        runs = pool.map(run, product(chosen.variants, seeds))  # in this order; none after a failure
+    with ThreadPoolExecutor(jobs) as pool:  # runs in this order, and none after a failure
+        if any(variant.taught for variant in chosen.variants.values()):
+            yield TEACHER, list(pool.map(run, product([TEACHER], TEACHERS)))
+        results = pool.map(run, product(chosen.variants, seeds))
         for name in chosen.variants:
-            yield name, list(islice(runs, n_seeds))
+            yield name, list(islice(results, n_seeds))
 
 
 def corpus(out: Path, tune: bool, share: float) -> list[str]:
