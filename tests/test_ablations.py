@@ -120,15 +120,15 @@ def test_logits_are_not_capped_without_the_cap(changed: ModuleType) -> None:
     assert torch.allclose(net(ids), expected, rtol=1e-3, atol=1e-2)
 
 
-def test_ablations_are_run_once_each_and_make_a_table(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def ablations(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/ablations.py, whose runs take no time, and end at a loss of their seed / 1000."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    ablations = importlib.import_module("ablations")
-    asked = []
+    module = importlib.import_module("ablations")
+    module.asked = []
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        asked.append(command[1:])
+        module.asked.append(command[1:])
         folder = Path(next(o for o in command if "default_root_dir" in o).partition("=")[2])
         last = folder / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
         last.parent.mkdir(parents=True)
@@ -138,16 +138,47 @@ def test_ablations_are_run_once_each_and_make_a_table(
         )
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(ablations, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
+    return module
+
+
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_ablations_are_run_once_each_and_make_a_table(
+    ablations: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    jobs: str,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     few = {"as it is": ablations.Variant(), "no rotary": ablations.Variant(["--a=b"], "rotary")}
     monkeypatch.setitem(ablations.SETS, "ingredients", ablations.Set("quickstart.yaml", few))
-    options = ["--set", "ingredients", "--seeds", "2", "--steps", "3"]
+    options = ["--set", "ingredients", "--seeds", "2", "--steps", "3", "--jobs", jobs]
     monkeypatch.setattr("sys.argv", ["ablations.py", *options])
     for _ in range(2):
         ablations.main()
+    asked = sorted(ablations.asked)
     assert len(asked) == 4
-    assert asked[0][:2] == [str(ROOT / "cli.py"), "fit"]
-    assert asked[2][:3] == [str(BENCHMARKS / "changed.py"), "rotary", "fit"]
-    assert {"--a=b", "--trainer.max_steps=3"} < set(asked[2])
+    assert asked[0][:3] == [str(BENCHMARKS / "changed.py"), "rotary", "fit"]
+    assert {"--a=b", "--trainer.max_steps=3"} < set(asked[0])
+    assert asked[2][:2] == [str(ROOT / "cli.py"), "fit"]
     printed = capsys.readouterr().out
     assert printed.count("| no rotary | 1.3375 ± 0.0007 | 2 | 7 |") == 2
+
+
+def test_what_is_taught_learns_from_the_same_runs_with_every_seed(
+    ablations: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = {"alone": ablations.Variant(), "taught": ablations.Variant(["--a=b"], taught=True)}
+    teacher = ablations.Variant(["--c=d"])
+    chosen = ablations.Set("quickstart.yaml", few, teacher=teacher)
+    monkeypatch.setitem(ablations.SETS, "ingredients", chosen)
+    options = ["--set", "ingredients", "--seeds", "2"]
+    monkeypatch.setattr("sys.argv", ["ablations.py", *options])
+    ablations.main()
+    teachers, alone, taught = (ablations.asked[a:b] for a, b in ((0, 4), (4, 6), (6, 8)))
+    assert all("--c=d" in run for run in teachers)
+    (option,) = {o for run in taught for o in run if o.startswith("--teachers=")}
+    assert [Path(p).is_dir() for p in option[len("--teachers=[") : -1].split(", ")] == [True] * 4
+    assert all("teachers/" in p for p in option.split(", "))
+    assert not any("--teachers" in o for run in [*teachers, *alone] for o in run)
+    assert "| teachers | 0.0025 ± 0.0013 | 4 | 7 |" in capsys.readouterr().out
