@@ -73,7 +73,7 @@ def _nearest(unknown: str, options: Iterable[str], prefix: str) -> str:
 def _plain(kind: str) -> str:
     """``<class 'int'>`` is ``int``, ``typing.Literal['a', 'b']`` is ``a, b`` and so on."""
     if found := re.match(r"<class '(?:.*\.)?([^'.]*)'>", kind):
-        return {"NoneType": "null"}.get(found[1], found[1])
+        return {"NoneType": "null", "list": "a list: [ONE, OTHER]"}.get(found[1], found[1])
     return re.sub(r"(?:typing\.)?Literal\[(.*)\]", r"\1", kind).replace("'", "")
 
 

@@ -117,7 +117,7 @@ def test_a_taught_run_needs_no_teachers_once_it_is_trained(fit: Run, run: Run) -
         (["--data.corpus=other.txt"], "it knows other characters than this text has"),
         (["--teachers=[nowhere]"], "no checkpoint at 'nowhere'"),
         (["--teachers=[other.txt]"], "is not a checkpoint of this project"),
-        (["--teachers=3"], "teachers"),
+        (["--teachers=here"], "teachers cannot be 'here'; it takes a list: [ONE, OTHER]"),
     ],
 )
 def test_who_cannot_teach_is_said_in_one_line(fit: Run, options: list[str], reason: str) -> None:
