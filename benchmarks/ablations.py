@@ -10,10 +10,10 @@ more seeds or variants cost only what is new. With --tune the last tenth of the 
 takes the place of the val split, which then stays unseen: choose by that. With --jobs 2 two run at
 a time, each with its share of the CPU's cores: done sooner, but their seconds mean less.
 
-The sets `quickstart`, `ingredients` and `best` are of a size for a CPU. `best` keeps, of
-gpt10m_best.yaml, how many characters there are for a parameter, and how often each is seen: a
-thirtieth of the parameters, of the train split and of what it trains on. `fast` is the
-ingredients of gpt10m_fast.yaml, at its full size: for a GPU.
+The sets `quickstart`, `ingredients`, `best` and `regularisers` are of a size for a CPU. The last
+two keep, of gpt10m_best.yaml, how many characters there are for a parameter, and how often each is
+seen: a thirtieth of the parameters, of the train split and of what it trains on. `fast` is the
+ingredients of gpt10m_fast.yaml, and `full` is gpt10m_best.yaml, at their size: for a GPU.
 """
 
 import argparse
@@ -53,7 +53,18 @@ REFERENCE = [
     *("--model.architecture=gpt", "--model.init=default", "--model.optimizer=adamw"),
     *("--model.learning_rate=1e-3", "--model.betas=[0.9,0.999]", "--model.weight_decay=0.01"),
     *("--model.schedule=constant", "--model.dropout=0.2", "--data.replacement=true"),
-    "--trainer.max_steps=1920",
+    *("--model.noise=null", "--trainer.max_steps=1920"),
+]
+# of what gpt10m_best.yaml is: as many characters for a parameter, each seen as often
+THIRTIETH = [
+    *("--model.n_layer=3", "--model.n_head=3", "--model.n_embd=96", "--model.block_size=64"),
+    *("--model.muon_learning_rate=0.03", "--data.batch_size=16"),
+    *("--trainer.max_steps=720", "--trainer.val_check_interval=72"),
+]
+TAUGHT = ["--model.dropout=0.0", "--model.noise=0.0"]
+AVERAGED = [
+    "--trainer.callbacks+=EMAWeightAveraging",
+    "--trainer.callbacks.init_args.decay=0.97",
 ]
 
 
@@ -134,21 +145,41 @@ SETS = {
         "gpt10m_best.yaml",
         {
             "as gpt10m.yaml, 1,920 steps": Variant(REFERENCE),
-            "dropout 0.0": Variant(["--model.dropout=0.0"]),
-            "dropout 0.1": Variant(["--model.dropout=0.1"]),
-            "dropout 0.2": Variant(["--model.dropout=0.2"]),
-            "dropout 0.3: gpt10m_best": Variant(),
-            "dropout 0.4": Variant(["--model.dropout=0.4"]),
-            "with token shift": Variant(["--model.architecture=shifted"]),
-            "Muon -> AdamW 2e-3 for all": Variant(ADAMW),
-            "without replacement -> with": Variant(["--data.replacement=true"]),
+            "gpt10m_best": Variant(),
+            "taught by four of those": Variant(TAUGHT, taught=True),
         },
-        [
-            *("--model.n_layer=3", "--model.n_head=3", "--model.n_embd=96"),
-            *("--model.block_size=64", "--model.muon_learning_rate=0.03", "--data.batch_size=16"),
-            *("--trainer.max_steps=720", "--trainer.val_check_interval=72"),
-        ],
+        THIRTIETH,
         share=0.03,
+    ),
+    "regularisers": Set(
+        "gpt10m_best.yaml",
+        {
+            "gpt10m_best": Variant(),
+            "dropout 0.0": Variant(["--model.dropout=0.0"]),
+            "dropout 0.2": Variant(["--model.dropout=0.2"]),
+            "no noise": Variant(["--model.noise=0.0"]),
+            "10% noise": Variant(["--model.noise=0.1"]),
+            "no weight decay": Variant(["--model.weight_decay=0.0"]),
+            "with stochastic depth, 10%": Variant(change="stochastic-depth"),
+            "with averaged weights, 0.97": Variant(AVERAGED),
+            "with token shift": Variant(["--model.architecture=shifted"]),
+            "1,080 steps": Variant(["--trainer.max_steps=1080"]),
+            "without replacement -> with": Variant(["--data.replacement=true"]),
+            "Muon -> AdamW 2e-3 for all": Variant(ADAMW),
+            "no norm on queries and keys": Variant(change="qk-norm"),
+            "zero init -> PyTorch's": Variant(change="zero-init"),
+            "no cap on logits": Variant(change="logit-cap"),
+        },
+        THIRTIETH,
+        share=0.03,
+    ),
+    "full": Set(
+        "gpt10m_best.yaml",
+        {
+            "gpt10m_best": Variant(),
+            "dropout 0.2": Variant(["--model.dropout=0.2"]),
+            "taught by four of the first": Variant(TAUGHT, taught=True),
+        },
     ),
 }
 TEACHER = "teachers"
