@@ -209,6 +209,19 @@ def test_what_is_given_wins_and_is_said(run: Run, text: str) -> None:
     assert curves(run_folder())["learning_rate"][12] == 0.5
 
 
+def test_weight_decay_may_change_for_all_parameters_alike(run: Run, text: str) -> None:
+    assert run("fit", *MODELS["modern"], *SHORT, *EVERY).code == 0
+    last = run_folder() / "checkpoints" / "last.ckpt"
+    older = torch.load(last, weights_only=True)
+    for group in older["optimizer_states"][0]["param_groups"]:
+        if "betas" not in group:
+            del group["weight_decay"]  # which Muon did not have
+    torch.save(older, last)
+    assert go_on(run, "--trainer.max_steps=12", "--model.weight_decay=0.5").code == 0
+    groups = content(0)["optimizer_states"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.5]
+
+
 def test_a_config_that_is_given_wins_too_and_the_run_stays_where_it_is(run: Run, text: str) -> None:
     run("fit", *GPT, *SHORT, *EVERY)
     Path("more.yaml").write_text("trainer:\n  max_steps: 12\n")
