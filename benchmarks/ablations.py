@@ -99,6 +99,7 @@ INGREDIENTS = {
     "linear -> constant": Variant(["--model.schedule=constant"]),
     "with a warm-up of 50 steps": Variant(["--model.warmup_steps=50"]),
     "5% noise in what is read": Variant(["--model.noise=0.05"]),
+    "weight decay of 0.3": Variant(["--model.weight_decay=0.3"]),
     "with stochastic depth, 10%": Variant(change="stochastic-depth"),
 }
 
