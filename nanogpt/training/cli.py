@@ -82,7 +82,8 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check what counts optimizer steps, and prepare the machine."""
         (check_steps if self.command == "fit" else check_evaluation)(self.settings)
-        self.start = find_start(self.settings, self.dump()) if self.command == "fit" else None
+        parser, goes_on = self._parser(self.command), self.command == "fit"
+        self.start = find_start(self.settings, self.dump(), parser) if goes_on else None
         self.settings.data.seed = int(self.settings.seed_everything)  # true has become a number
         self.settings.data.vocabulary = self.settings.model.vocabulary
         machine.prepare()

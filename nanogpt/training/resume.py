@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -55,12 +56,13 @@ class Start:
         return TensorBoardLogger(*place, default_hp_metric=False, flush_secs=10, purge_step=forget)
 
 
-def find_start(settings: Namespace, written: str) -> Start | None:
+def find_start(settings: Namespace, written: str, parser: LightningArgumentParser) -> Start | None:
     """Return what to go on from, if anything, and say which settings are other ones now.
 
     Args:
         settings: of ``fit``.
         written: the same as YAML.
+        parser: of ``fit``.
 
     Raises:
         UserError: if it is no checkpoint, or nothing is left to do.
@@ -77,7 +79,8 @@ def find_start(settings: Namespace, written: str) -> Start | None:
         way_on = f"`{command(run)} --trainer.max_steps MORE`" if run else "--trainer.max_steps MORE"
         raise UserError(f"{checkpoint} is at step {step} of {last} already: go on with {way_on}")
     if run:
-        for line in differences(run.config.read_text(encoding="utf-8"), written):
+        usual = parser.dump(parser.get_defaults(), skip_none=False)
+        for line in differences(run.config.read_text(encoding="utf-8"), written, usual):
             notice(line)
     about = {name: content[name] for name in ("hyper_parameters", "CharacterData")}
     return Start(checkpoint, run, step, owed, about)

@@ -178,12 +178,15 @@ def given_checkpoint(options: list[str]) -> str | None:
     return chosen
 
 
-def differences(saved: str, now: str) -> list[str]:
+def differences(saved: str, now: str, usual: str) -> list[str]:
     """Name the settings in which a run's configuration, as YAML, is not what it was.
+
+    What an older run's lacks had its default.
 
     Returns: lines such as ``trainer.max_steps 3000 instead of the run's 1500``.
     """
-    was, given = flat(yaml.safe_load(saved)), flat(yaml.safe_load(now))
+    was, given, default = (flat(yaml.safe_load(tree)) for tree in (saved, now, usual))
+    was = default | was
     return [
         f"{name} {given[name]!r} instead of the run's {was[name]!r}"
         for name in given

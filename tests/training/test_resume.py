@@ -209,6 +209,20 @@ def test_what_is_given_wins_and_is_said(run: Run, text: str) -> None:
     assert curves(run_folder())["learning_rate"][12] == 0.5
 
 
+def test_a_setting_that_an_older_run_did_not_have_had_its_default(run: Run, text: str) -> None:
+    run("fit", *GPT, *SHORT, *EVERY)
+    path = run_folder() / "config.yaml"
+    older = yaml.safe_load(path.read_text())
+    for name in ("replacement", "offline_corpus"):
+        del older["data"][name]
+    path.write_text(yaml.safe_dump(older))
+    done = go_on(run, "--trainer.max_steps=12", "--data.replacement=false")
+    assert sorted(done.err.splitlines()) == [
+        "notice: data.replacement False instead of the run's True",
+        "notice: trainer.max_steps 12 instead of the run's 10",
+    ]
+
+
 def test_weight_decay_may_change_for_all_parameters_alike(run: Run, text: str) -> None:
     assert run("fit", *MODELS["modern"], *SHORT, *EVERY).code == 0
     last = run_folder() / "checkpoints" / "last.ckpt"
