@@ -82,8 +82,8 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check what counts optimizer steps, and prepare the machine."""
         (check_steps if self.command == "fit" else check_evaluation)(self.settings)
-        parser, goes_on = self._parser(self.command), self.command == "fit"
-        self.start = find_start(self.settings, self.dump(), parser) if goes_on else None
+        parts = (self.settings, self.dump(), self._parser(self.command))
+        self.start = find_start(*parts) if self.command == "fit" else None
         self.settings.data.seed = int(self.settings.seed_everything)  # true has become a number
         self.settings.data.vocabulary = self.settings.model.vocabulary
         machine.prepare()
@@ -175,9 +175,8 @@ class CLI(LightningCLI):
             self.model.on_load_checkpoint(self.start.about)
             self.config_init[self.command].ckpt_path = str(self.start.checkpoint)
             self.config_init[self.command].weights_only = True
-        logger = self.trainer.logger
-        if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
-            self.held.enter_context(claimed(Path(logger.log_dir)))
+        if isinstance(self.trainer.logger, TensorBoardLogger) and self.trainer.is_global_zero:
+            self.held.enter_context(claimed(Path(self.trainer.logger.log_dir)))
 
     def after_fit(self) -> None:
         """Print how it went, and where everything is."""
