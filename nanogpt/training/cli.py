@@ -82,7 +82,7 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check what counts optimizer steps, and prepare the machine."""
         (check_steps if self.command == "fit" else check_evaluation)(self.settings)
-        parts = (self.settings, self.dump(), self._parser(self.command))
+        parts = (self.settings, self.dump, self._parser(self.command))
         self.start = find_start(*parts) if self.command == "fit" else None
         self.settings.data.seed = int(self.settings.seed_everything)  # true has become a number
         self.settings.data.vocabulary = self.settings.model.vocabulary
