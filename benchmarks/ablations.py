@@ -10,10 +10,11 @@ more seeds or variants cost only what is new. With --tune the last tenth of the 
 takes the place of the val split, which then stays unseen: choose by that. With --jobs 2 two run at
 a time, each with its share of the CPU's cores: done sooner, but their seconds mean less.
 
-The sets `quickstart`, `ingredients`, `best` and `regularisers` are of a size for a CPU. The last
-two keep, of gpt10m_best.yaml, how many characters there are for a parameter, and how often each is
-seen: a thirtieth of the parameters, of the train split and of what it trains on. `fast` is the
-ingredients of gpt10m_fast.yaml, and `full` is gpt10m_best.yaml, at their size: for a GPU.
+The sets `quickstart`, `ingredients`, `rates`, `best` and `regularisers` are of a size for a CPU.
+The last two keep, of gpt10m_best.yaml, how many characters there are for a parameter, and how
+often each is seen: a thirtieth of the parameters, of the train split and of what it trains on.
+`fast` is the ingredients of gpt10m_fast.yaml, and `full` is gpt10m_best.yaml, at their size: for a
+GPU.
 """
 
 import argparse
@@ -80,18 +81,22 @@ class Variant:
     taught: bool = False
 
 
-# of a modern GPT that Muon trains
+# what is there to keep a modern GPT steady
+STEADIERS = {
+    "no norm on queries and keys": Variant(change="qk-norm"),
+    "zero init -> PyTorch's": Variant(change="zero-init"),
+    "no cap on logits": Variant(change="logit-cap"),
+}
+# of one that Muon trains
 INGREDIENTS = {
     "-> plain GPT": Variant(GPT),
     "Muon -> AdamW 2e-3 for all": Variant(ADAMW),
     "-> plain GPT, Muon -> AdamW 2e-3": Variant([*GPT, *ADAMW]),
     "rotary -> learned positions": Variant(change="rotary"),
-    "no norm on queries and keys": Variant(change="qk-norm"),
     "squared ReLU -> ReLU": Variant(change="relu"),
     "squared ReLU -> GELU": Variant(change="gelu"),
     "squared ReLU -> SwiGLU": Variant(change="swiglu"),
-    "zero init -> PyTorch's": Variant(change="zero-init"),
-    "no cap on logits": Variant(change="logit-cap"),
+    **STEADIERS,
     "norms of blocks with weights": Variant(change="weighted-norms"),
     "LayerNorm -> RMSNorm": Variant(change="rms-norm"),
     "without replacement -> with": Variant(["--data.replacement=true"]),
@@ -132,6 +137,14 @@ SETS = {
         },
         ["--trainer.max_steps=300", "--trainer.val_check_interval=300"],
     ),
+    "rates": Set(  # three times those of the config
+        "quickstart.yaml",
+        {"quickstart": Variant(), **STEADIERS},
+        [
+            *("--trainer.max_steps=300", "--trainer.val_check_interval=300"),
+            *("--model.muon_learning_rate=0.09", "--model.learning_rate=9e-3"),
+        ],
+    ),
     "fast": Set(
         "gpt10m_fast.yaml",
         {
@@ -167,9 +180,7 @@ SETS = {
             "1,080 steps": Variant(["--trainer.max_steps=1080"]),
             "without replacement -> with": Variant(["--data.replacement=true"]),
             "Muon -> AdamW 2e-3 for all": Variant(ADAMW),
-            "no norm on queries and keys": Variant(change="qk-norm"),
-            "zero init -> PyTorch's": Variant(change="zero-init"),
-            "no cap on logits": Variant(change="logit-cap"),
+            **STEADIERS,
         },
         THIRTIETH,
         share=0.03,

@@ -5,7 +5,7 @@ loops stand and what the learning rate is, all follow from that step's number an
 so they are worked out here, and what Lightning saves of its loops is left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,14 @@ class Start:
         return TensorBoardLogger(*place, default_hp_metric=False, flush_secs=10, purge_step=forget)
 
 
-def find_start(settings: Namespace, written: str, parser: LightningArgumentParser) -> Start | None:
+def find_start(
+    settings: Namespace, dump: Callable[[], str], parser: LightningArgumentParser
+) -> Start | None:
     """Return what to go on from, if anything, and say which settings are other ones now.
 
     Args:
         settings: of ``fit``.
-        written: the same as YAML.
+        dump: writes the same as YAML.
         parser: of ``fit``.
 
     Raises:
@@ -80,7 +82,7 @@ def find_start(settings: Namespace, written: str, parser: LightningArgumentParse
         raise UserError(f"{checkpoint} is at step {step} of {last} already: go on with {way_on}")
     if run:
         usual = parser.dump(parser.get_defaults(), skip_none=False)
-        for line in differences(run.config.read_text(encoding="utf-8"), written, usual):
+        for line in differences(run.config.read_text(encoding="utf-8"), dump(), usual):
             notice(line)
     about = {name: content[name] for name in ("hyper_parameters", "CharacterData")}
     return Start(checkpoint, run, step, owed, about)
