@@ -18,6 +18,7 @@ GPU.
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -73,7 +74,7 @@ AVERAGED = [
 class Variant:
     """A config's run with options of its own, and maybe a change of the model's code.
 
-    One that is ``taught`` learns from the runs of its set's teacher, the same ones for each seed.
+    One that is ``taught`` learns from runs of its set's config, the same ones for each seed.
     """
 
     options: list[str] = field(default_factory=list)
@@ -117,7 +118,6 @@ class Set:
     variants: dict[str, Variant]
     options: list[str] = field(default_factory=list)
     share: float = 1.0
-    teacher: Variant = Variant()
 
 
 SETS = {
@@ -200,7 +200,6 @@ TITLES = ("variant", "val loss", "seeds", "seconds of training")
 
 def train(config: str, variant: Variant, seed: int, folder: Path) -> tuple[float, float]:
     """Run a variant once, if need be; return its lowest val loss, and the seconds it trained."""
-    last = folder / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
     begin = ["--config", str(ROOT / "configs" / config), *variant.options]
     begin += [f"--seed_everything={seed}", "--card=false"]
     begin += [f"--trainer.default_root_dir={folder}"]
@@ -211,18 +210,23 @@ def train(config: str, variant: Variant, seed: int, folder: Path) -> tuple[float
     folder.mkdir(parents=True, exist_ok=True)
     begun.write_text(settings, encoding="utf-8")
     if not (folder / "done").exists():
-        if last.is_file():
+        if last := last_checkpoint(folder):
             begin = ["--ckpt_path", str(last)]
         changed = [str(ROOT / "benchmarks" / "changed.py"), variant.change]
         program = changed if variant.change else [str(ROOT / "cli.py")]
         command = [sys.executable, *program, "fit", *begin]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0 and "already" not in done.stderr:
+        if done.returncode != 0 and "already: go on with" not in done.stderr:
             sys.exit(f"{' '.join(command)}\n{done.stderr}")
         (folder / "done").touch()
     # not read_checkpoint, which knows only models that have all their ingredients
-    run = torch.load(last, map_location="cpu", weights_only=True)["run"]
+    run = torch.load(last_checkpoint(folder), map_location="cpu", weights_only=True)["run"]
     return min(val for _, _, val in run["history"]), run["seconds"]
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint with which a variant's run goes on, if it has left one."""
+    return next(folder.glob("lightning_logs/version_*/checkpoints/last.ckpt"), None)
 
 
 def measured(
@@ -231,25 +235,30 @@ def measured(
     """Yield the name of each variant of a set, and the loss and the seconds of its runs."""
     seeds = range(FIRST_SEED, FIRST_SEED + n_seeds)
 
-    variants = {TEACHER: chosen.teacher, **chosen.variants}
+    variants = {TEACHER: Variant(), **chosen.variants}
     folders = {name: out / "".join(c if c.isalnum() else "_" for c in name) for name in variants}
-    runs = [folders[TEACHER] / str(seed) / "lightning_logs" / "version_0" for seed in TEACHERS]
 
     def run(of: tuple[str, int]) -> tuple[float, float]:
         name, seed = of
         variant = variants[name]
         given = [*chosen.options, *variant.options, *options]
-        given += [f"--teachers=[{', '.join(map(str, runs))}]"] * variant.taught
+        if variant.taught:
+            lasts = [last_checkpoint(folders[TEACHER] / str(teacher)) for teacher in TEACHERS]
+            teachers = [str(last.with_name("best.ckpt")) for last in lasts if last]
+            given.append(f"--teachers={json.dumps(teachers)}")
         return train(
             chosen.config, replace(variant, options=given), seed, folders[name] / str(seed)
         )
 
-    with ThreadPoolExecutor(jobs) as pool:  # runs in this order, and none after a failure
-        if any(variant.taught for variant in chosen.variants.values()):
-            yield TEACHER, list(pool.map(run, product([TEACHER], TEACHERS)))
-        results = pool.map(run, product(chosen.variants, seeds))
-        for name in chosen.variants:
-            yield name, list(islice(results, n_seeds))
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            if any(variant.taught for variant in chosen.variants.values()):
+                yield TEACHER, list(pool.map(run, product([TEACHER], TEACHERS)))
+            results = pool.map(run, product(chosen.variants, seeds))
+            for name in chosen.variants:
+                yield name, list(islice(results, n_seeds))
+        finally:
+            pool.shutdown(cancel_futures=True)  # none begins after a failure or Ctrl-C
 
 
 def corpus(out: Path, tune: bool, share: float) -> list[str]:
@@ -280,6 +289,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("ablations"))
     options = parser.parse_args()
+    if options.jobs < 1 or options.seeds < 1:
+        parser.error("--jobs and --seeds are at least 1")
     chosen = SETS[options.set]
     steps = f"-{options.steps}" if options.steps else ""
     out = options.out.resolve() / (options.set + steps + "-tune" * options.tune)

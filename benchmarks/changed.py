@@ -40,8 +40,6 @@ def with_positions(self: Any, *sizes: int, **settings: Any) -> None:
 def add_positions(self: Any, ids: Tensor, cache: Cache | None = None) -> Tensor:
     """Map ids (B, T) to logits (B, T, V): the embeddings are found by a model of their own."""
     begin = 0 if cache is None else cache.length
-    if self.training and self.noise:
-        ids = modern.with_noise(ids, self.noise, self.vocab_size)
     positions = torch.arange(begin, begin + ids.shape[1], device=ids.device)
     x = modern.norm(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
     for layer, block in enumerate(self.blocks):

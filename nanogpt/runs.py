@@ -1,12 +1,8 @@
 """Finds runs and their checkpoints under ``lightning_logs/``."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from nanogpt.errors import UserError
 
@@ -61,32 +57,20 @@ def find_checkpoint(ckpt_path: str = "best", of_folder: str = "best") -> Path:
         assert found is not None
         return found
     path = Path(ckpt_path)
-    if path.is_dir() and (found := Run(path).checkpoint(of_folder)):
-        return found
-    if not path.is_file():
-        raise UserError(
-            f"no checkpoint at {ckpt_path!r}: give a .ckpt file, the folder of a "
-            "run, or best or last (of the newest run)"
-        )
-    return path
+    try:
+        if path.is_dir() and (found := Run(path).checkpoint(of_folder)):
+            return found
+        if path.is_file():
+            return path
+    except OSError:  # a name that no file can have
+        pass
+    raise UserError(
+        f"no checkpoint at {ckpt_path!r}: give a .ckpt file, the folder of a run, or best or last "
+        "(of the newest run)"
+    )
 
 
 def run_of(checkpoint: Path) -> Run | None:
     """Return the run that a checkpoint lies in, if it still lies in one."""
     run = Run(checkpoint.resolve().parent.parent)
     return run if run.config.is_file() else None
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, so that nobody else trains in it; the end of the process lets it go.
-
-    Raises:
-        UserError: if another training does hold it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", blocking=False):
-            yield
-    except Timeout as error:
-        raise UserError(f"{folder} is being trained already: wait for that, or stop it") from error

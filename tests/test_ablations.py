@@ -1,6 +1,7 @@
 """What is changed in a modern GPT is changed, and nothing else; a table is made of it."""
 
 import importlib
+import json
 import subprocess
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -8,7 +9,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from nanogpt.errors import UserError
 from nanogpt.models import build_model
+from nanogpt.training.lock import claimed
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -169,16 +172,53 @@ def test_what_is_taught_learns_from_the_same_runs_with_every_seed(
     ablations: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = {"alone": ablations.Variant(), "taught": ablations.Variant(["--a=b"], taught=True)}
-    teacher = ablations.Variant(["--c=d"])
-    chosen = ablations.Set("quickstart.yaml", few, teacher=teacher)
-    monkeypatch.setitem(ablations.SETS, "ingredients", chosen)
+    monkeypatch.setitem(ablations.SETS, "ingredients", ablations.Set("quickstart.yaml", few))
     options = ["--set", "ingredients", "--seeds", "2"]
     monkeypatch.setattr("sys.argv", ["ablations.py", *options])
     ablations.main()
     teachers, alone, taught = (ablations.asked[a:b] for a, b in ((0, 4), (4, 6), (6, 8)))
-    assert all("--c=d" in run for run in teachers)
+    assert not any("--a=b" in run for run in teachers)
     (option,) = {o for run in taught for o in run if o.startswith("--teachers=")}
-    assert [Path(p).is_dir() for p in option[len("--teachers=[") : -1].split(", ")] == [True] * 4
-    assert all("teachers/" in p for p in option.split(", "))
+    paths = [Path(path) for path in json.loads(option.removeprefix("--teachers="))]
+    assert [path.parts[-5:] for path in paths] == [
+        (seed, "lightning_logs", "version_0", "checkpoints", "best.ckpt") for seed in "1234"
+    ]
+    assert all(path.parts[-6] == "teachers" for path in paths)
     assert not any("--teachers" in o for run in [*teachers, *alone] for o in run)
     assert "| teachers | 0.0025 ± 0.0013 | 4 | 7 |" in capsys.readouterr().out
+
+
+def test_a_run_that_somebody_else_goes_on_with_is_not_done(
+    ablations: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = Path("out/1337/lightning_logs/version_1/checkpoints/last.ckpt")
+    last.parent.mkdir(parents=True)
+    torch.save({"run": {"history": [[0, 4.0, 4.0]], "seconds": 7.0}}, last)
+    with claimed(last.parents[1]), pytest.raises(UserError) as refused, claimed(last.parents[1]):
+        pass
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[-2:] == ["--ckpt_path", str(last)]
+        return subprocess.CompletedProcess(command, 2, "", str(refused.value))
+
+    monkeypatch.setattr(ablations, "subprocess", SimpleNamespace(run=run))
+    with pytest.raises(SystemExit, match="another command trains in"):
+        ablations.train("quickstart.yaml", ablations.Variant(), 1337, Path("out/1337"))
+    assert not Path("out/1337/done").exists()
+
+
+def test_nothing_begins_after_a_failure(
+    ablations: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "no room")
+
+    monkeypatch.setattr(ablations, "subprocess", SimpleNamespace(run=run))
+    many = {str(n): ablations.Variant() for n in range(20)}
+    results = ablations.measured(ablations.Set("quickstart.yaml", many), [], 1, 1, Path("out"))
+    with pytest.raises(SystemExit, match="no room"):
+        next(results)
+    assert len(asked) < 20

@@ -47,7 +47,7 @@ def load_model(path: Path) -> tuple[Net, Tokenizer]:
 
 
 def read_trained(path: Path) -> tuple[dict[str, Any], Net, Tokenizer]:
-    """Do both.
+    """Return what is in a checkpoint, its model in evaluation mode, and its tokenizer.
 
     Raises:
         UserError: if the file is no checkpoint of this project, or its parts do not fit.

@@ -21,7 +21,6 @@ from nanogpt.errors import Interrupted, UserError
 from nanogpt.generation.loading import read_checkpoint
 from nanogpt.notices import notice
 from nanogpt.parsing import explain
-from nanogpt.runs import claimed, find_checkpoint
 from nanogpt.training import callbacks, machine, report
 from nanogpt.training.bar import StepBar
 from nanogpt.training.card import write_card
@@ -29,6 +28,7 @@ from nanogpt.training.checkpoints import AtomicCheckpointIO, Keeper
 from nanogpt.training.compiled import compiled_loss
 from nanogpt.training.data import CharacterData
 from nanogpt.training.distillation import choose_loss
+from nanogpt.training.lock import held
 from nanogpt.training.module import LanguageModel
 from nanogpt.training.quiet import quiet_lightning
 from nanogpt.training.resume import find_start
@@ -37,9 +37,9 @@ from nanogpt.training.settings import (
     add_options,
     changed_settings,
     check_evaluation,
+    check_fit,
     check_linked,
     check_rooms,
-    check_steps,
     fit_options,
     validate_options,
 )
@@ -81,7 +81,7 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Check what counts optimizer steps, and prepare the machine."""
-        (check_steps if self.command == "fit" else check_evaluation)(self.settings)
+        (check_fit if self.command == "fit" else check_evaluation)(self.settings)
         parts = (self.settings, self.dump, self._parser(self.command))
         self.start = find_start(*parts) if self.command == "fit" else None
         self.settings.data.seed = int(self.settings.seed_everything)  # true has become a number
@@ -163,7 +163,6 @@ class CLI(LightningCLI):
         self.datamodule.setup("fit")
         self.datamodule.check_batch_size(self.trainer)
         settings, device = self.settings, self.trainer.strategy.root_device
-        settings.teachers = [str(find_checkpoint(given)) for given in settings.teachers]
         loss = choose_loss(settings.teachers, self.datamodule, device)
         self.model.training_loss = compiled_loss(loss, settings.compile, self.model, self.trainer)
         vocabulary = self.datamodule.tokenizer.vocabulary
@@ -175,8 +174,7 @@ class CLI(LightningCLI):
             self.model.on_load_checkpoint(self.start.about)
             self.config_init[self.command].ckpt_path = str(self.start.checkpoint)
             self.config_init[self.command].weights_only = True
-        if isinstance(self.trainer.logger, TensorBoardLogger) and self.trainer.is_global_zero:
-            self.held.enter_context(claimed(Path(self.trainer.logger.log_dir)))
+        self.held.enter_context(held(self.trainer, self.start))
 
     def after_fit(self) -> None:
         """Print how it went, and where everything is."""

@@ -70,7 +70,8 @@ def read_teacher(path: Path, data: CharacterData) -> nn.Module:
             f"{path} cannot teach: it reads {block_size} characters, and --model.block_size is "
             f"{data.block_size}"
         )
-    learnt = content["CharacterData"], content["datamodule_hyper_parameters"]
-    if (learnt[0]["sha256"], learnt[1]["val_fraction"]) != (data.corpus.sha256, data.val_fraction):
+    settings = content.get("datamodule_hyper_parameters") or {}
+    learnt = content["CharacterData"].get("sha256"), settings.get("val_fraction")
+    if learnt != (data.corpus.sha256, data.val_fraction):
         notice(f"{path} learnt from another text or split, and may know this val split")
     return net

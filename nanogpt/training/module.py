@@ -49,8 +49,8 @@ class LanguageModel(L.LightningModule):
         muon_learning_rate: Muon's peak learning rate.
         learning_rate: AdamW's peak learning rate.
         betas: AdamW's decay rates of the two moments.
-        weight_decay: of all parameters alike: a step takes away this share of a weight, times
-            the learning rate.
+        weight_decay: share of a weight that a step takes away, times the weight's own learning
+            rate; of all parameters.
         schedule: ``constant``; ``cosine`` down to a tenth at the last step; or ``linear`` down to
             nothing over the last 60% of the steps.
         warmup_steps: steps over which the learning rate rises linearly.

@@ -42,6 +42,7 @@ class Start:
     step: int
     owed: bool
     about: dict[str, Any]
+    written: int  # when, as the file system counts
 
     def logger(self) -> TensorBoardLogger | None:
         """Return the logger that goes on with the run's curves, if it lies in a run.
@@ -72,6 +73,7 @@ def find_start(
     if not settings.ckpt_path:
         return None
     checkpoint, content = read_sound(read_checkpoint, settings.ckpt_path, "last")
+    written = checkpoint.stat().st_mtime_ns
     trainer, run = settings.trainer, run_of(checkpoint)
     run = near(run) if run else None
     step, last = content["global_step"], trainer.max_steps
@@ -85,7 +87,7 @@ def find_start(
         for line in differences(run.config.read_text(encoding="utf-8"), dump(), usual):
             notice(line)
     about = {name: content[name] for name in ("hyper_parameters", "CharacterData")}
-    return Start(checkpoint, run, step, owed, about)
+    return Start(checkpoint, run, step, owed, about, written)
 
 
 def near(run: Run) -> Run:

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from nanogpt.errors import UserError
 from nanogpt.generation.loading import read_checkpoint
 from nanogpt.generation.sound import read_sound
-from nanogpt.runs import run_of
+from nanogpt.runs import find_checkpoint, run_of
 
 TRAINER_DEFAULTS = {
     "devices": 1,
@@ -100,6 +100,22 @@ def check_evaluation(settings: Namespace) -> None:
     """
     if settings.trainer.limit_val_batches == 0:
         raise UserError("validate needs an evaluation: leave --trainer.limit_val_batches out")
+
+
+def check_fit(settings: Namespace) -> None:
+    """Check the settings that count optimizer steps, and name the checkpoints of the teachers.
+
+    Raises:
+        UserError: if one of them makes no sense, or is not there.
+    """
+    check_steps(settings)
+    for place, given in enumerate(settings.teachers):
+        if given in ("best", "last"):  # which the run itself may be, when it goes on
+            raise UserError(f"teachers are named by their folders or checkpoints, not as {given!r}")
+        try:
+            settings.teachers[place] = str(find_checkpoint(given))
+        except UserError as error:
+            raise UserError(f"teachers: {error}") from error
 
 
 def check_steps(settings: Namespace) -> None:

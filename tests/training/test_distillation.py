@@ -93,14 +93,15 @@ def test_a_taught_run_learns_from_its_teachers_and_is_judged_by_the_text(fit: Ru
 
 def test_a_taught_run_goes_on_with_its_teachers_to_the_bit(fit: Run, run: Run) -> None:
     option = [*teach(fit), "--model.dropout=0.3"]
-    assert fit(EVERY, *option).code == 0
     assert fit(EVERY, *option, "--trainer.max_steps=3", "--model.schedule=constant").code == 0
     more = ("--trainer.max_steps=6", "--model.schedule=constant")
-    assert run("fit", "--ckpt_path=last", *more).code == 0
+    done = run("fit", "--ckpt_path=last", *option, *more)
+    assert done.code == 0
+    assert "teachers" not in done.err
     assert fit(EVERY, *option, *more).code == 0
-    for name, weight in kept_weights(4).items():
-        assert torch.equal(weight, kept_weights(3)[name])
-    assert curves(run_folder(4))["loss/batch"] == curves(run_folder(3))["loss/batch"]
+    for name, weight in kept_weights(3).items():
+        assert torch.equal(weight, kept_weights(2)[name])
+    assert curves(run_folder(3))["loss/batch"] == curves(run_folder(2))["loss/batch"]
 
 
 def test_a_taught_run_needs_no_teachers_once_it_is_trained(fit: Run, run: Run) -> None:
@@ -115,7 +116,9 @@ def test_a_taught_run_needs_no_teachers_once_it_is_trained(fit: Run, run: Run) -
     [
         (["--model.block_size=9"], "it reads 8 characters, and --model.block_size is 9"),
         (["--data.corpus=other.txt"], "it knows other characters than this text has"),
-        (["--teachers=[nowhere]"], "no checkpoint at 'nowhere'"),
+        (["--teachers=[nowhere]"], "teachers: no checkpoint at 'nowhere'"),
+        ([f"--teachers=[{'a' * 300}]"], "teachers: no checkpoint at 'aaa"),
+        (["--teachers=[best]"], "not as 'best'"),
         (["--teachers=[other.txt]"], "is not a checkpoint of this project"),
         (["--teachers=here"], "teachers cannot be 'here'; it takes a list: [ONE, OTHER]"),
     ],
@@ -129,8 +132,10 @@ def test_who_cannot_teach_is_said_in_one_line(fit: Run, options: list[str], reas
     assert not run_folder(1).exists()
 
 
-def test_who_may_know_the_val_split_is_named(fit: Run) -> None:
-    option = teach(fit, "--data.val_fraction=0.2", teachers=1)
+@pytest.mark.parametrize("other", ["--data.val_fraction=0.2", "--data.corpus=backwards.txt"])
+def test_who_may_know_the_val_split_is_named(fit: Run, text: str, other: str) -> None:
+    Path("backwards.txt").write_text(Path(text).read_text()[::-1])
+    option = teach(fit, other, teachers=1)
     taught = fit(*option)
     assert taught.code == 0
     assert taught.err.count("may know this val split") == 1

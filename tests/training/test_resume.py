@@ -1,5 +1,6 @@
 """A run that was interrupted, anywhere and more than once, ends as one that never was."""
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from nanogpt.runs import claimed
 from nanogpt.training import cli
 from nanogpt.training.callbacks import Recorder
+from nanogpt.training.lock import claimed
 from tests.commands import CONFIGS, TINY, Outcome, Run
 from tests.training.oracles import curves, printed_losses, run_folder
 
@@ -329,11 +330,26 @@ def test_one_training_at_a_time_holds_a_folder(run: Run, text: str) -> None:
     with claimed(run_folder(0)):
         second = go_on(run, "--trainer.max_steps=10")
     assert (second.code, second.out) == (2, "")
-    assert second.err.splitlines()[-1].endswith(
-        "version_0 is being trained already: wait for that, or stop it"
-    )
+    assert second.err.splitlines()[-1].startswith("error: another command trains in ")
     assert content(0)["global_step"] == before["global_step"] == 5
     assert go_on(run, "--trainer.max_steps=10").code == 0
+
+
+def test_a_run_that_went_on_meanwhile_is_read_again_first(
+    run: Run, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("fit", *GPT, *SHORT, *EVERY, "--trainer.max_steps=5").code == 0
+    last, real = run_folder() / "checkpoints" / "last.ckpt", cli.choose_loss
+
+    def slow(*parts: Any) -> Any:  # another command goes on and ends while this one sets up
+        last.write_bytes(last.read_bytes())
+        os.utime(last, (1, 1))
+        return real(*parts)
+
+    monkeypatch.setattr(cli, "choose_loss", slow)
+    refused = go_on(run, "--trainer.max_steps=10")
+    assert (refused.code, refused.out) == (2, "")
+    assert "written anew meanwhile: run this again" in refused.err.splitlines()[-1]
 
 
 def test_a_run_that_never_evaluates_can_go_on_too(run: Run, text: str) -> None:
