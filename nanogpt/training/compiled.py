@@ -8,8 +8,8 @@ started all at once. What a user has to know:
   step goes through the compiled function.
 - CUDA graphs write gradients to the same place each time, which gradients that accumulate, or
   that several devices share, would not survive: those runs are compiled without graphs.
-- Compiled dropout on a GPU draws other numbers than uncompiled dropout, from the same generator:
-  its state is saved and restored as it is without.
+- Compiled dropout and noise on a GPU draw other numbers than uncompiled ones, from the same
+  generator: its state is saved and restored as it is without.
 
 On a GPU none of this has ever run.
 """
