@@ -65,8 +65,8 @@ def find_checkpoint(ckpt_path: str = "best", of_folder: str = "best") -> Path:
     except OSError:  # a name that no file can have
         pass
     raise UserError(
-        f"no checkpoint at {ckpt_path!r}: give a .ckpt file, the folder of a run, or best or last "
-        "(of the newest run)"
+        f"no checkpoint at {ckpt_path!r}: --ckpt_path takes a .ckpt file, the folder of a run, or "
+        "best or last (of the newest run)"
     )
 
 

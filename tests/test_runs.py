@@ -82,7 +82,7 @@ def test_a_checkpoint_may_be_named_by_its_path_or_its_runs() -> None:
 @pytest.mark.parametrize("path", ["missing.ckpt", ".", "", "lightning_logs"])
 def test_what_is_no_checkpoint_is_refused_with_the_way_out(path: str) -> None:
     leave("version_0", "best")
-    with pytest.raises(UserError, match=r"give a .ckpt file"):
+    with pytest.raises(UserError, match=r"--ckpt_path takes a .ckpt file"):
         find_checkpoint(path)
 
 

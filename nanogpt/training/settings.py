@@ -1,6 +1,7 @@
 """Settings: those beside Lightning's; given ones checked, taken from a run, told from defaults."""
 
 import json
+from contextlib import suppress
 from typing import Any, Literal
 
 import yaml
@@ -109,13 +110,19 @@ def check_fit(settings: Namespace) -> None:
         UserError: if one of them makes no sense, or is not there.
     """
     check_steps(settings)
-    for place, given in enumerate(settings.teachers):
-        if given in ("best", "last"):  # which the run itself may be, when it goes on
-            raise UserError(f"teachers are named by their folders or checkpoints, not as {given!r}")
-        try:
-            settings.teachers[place] = str(find_checkpoint(given))
-        except UserError as error:
-            raise UserError(f"teachers: {error}") from error
+    settings.teachers = [find_teacher(given) for given in settings.teachers]
+
+
+def find_teacher(given: str) -> str:
+    """Return the path of a teacher's checkpoint; no ``best`` or ``last``, which change.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if given not in ("best", "last"):
+        with suppress(UserError):
+            return str(find_checkpoint(given))
+    raise UserError(f"no teacher at {given!r}: --teachers takes .ckpt files and folders of runs")
 
 
 def check_steps(settings: Namespace) -> None:

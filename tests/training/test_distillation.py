@@ -116,9 +116,9 @@ def test_a_taught_run_needs_no_teachers_once_it_is_trained(fit: Run, run: Run) -
     [
         (["--model.block_size=9"], "it reads 8 characters, and --model.block_size is 9"),
         (["--data.corpus=other.txt"], "it knows other characters than this text has"),
-        (["--teachers=[nowhere]"], "teachers: no checkpoint at 'nowhere'"),
-        ([f"--teachers=[{'a' * 300}]"], "teachers: no checkpoint at 'aaa"),
-        (["--teachers=[best]"], "not as 'best'"),
+        (["--teachers=[nowhere]"], "no teacher at 'nowhere': --teachers takes"),
+        ([f"--teachers=[{'a' * 300}]"], "no teacher at 'aaa"),
+        (["--teachers=[best]"], "no teacher at 'best'"),
         (["--teachers=[other.txt]"], "is not a checkpoint of this project"),
         (["--teachers=here"], "teachers cannot be 'here'; it takes a list: [ONE, OTHER]"),
     ],
