@@ -154,6 +154,8 @@ class CLI(LightningCLI):
     def introduce(self, trainer: L.Trainer, model: LanguageModel, data: CharacterData) -> None:
         """Say what is about to be trained."""
         report.introduce(trainer, model, data)
+        if self.settings.teachers:
+            model.print(f"taught by {', '.join(self.settings.teachers)}")
 
     def before_fit(self) -> None:
         """Find mistakes before anything is written; find the checkpoint to go on from."""

@@ -87,8 +87,10 @@ def test_a_taught_run_learns_from_its_teachers_and_is_judged_by_the_text(fit: Ru
     assert (taught.code, taught.err) == (0, "")
     assert printed_losses(taught.out)[0] == printed_losses(plain.out)[0]
     assert curves(run_folder(2))["loss/batch"] != curves(run_folder(3))["loss/batch"]
+    each = [str(run_folder(n) / "checkpoints" / "best.ckpt") for n in (0, 1)]
+    assert f"\ntaught by {each[0]}, {each[1]}\n" in taught.out
     saved = yaml.safe_load((run_folder(3) / "config.yaml").read_text())["teachers"]
-    assert saved == [str(run_folder(n) / "checkpoints" / "best.ckpt") for n in (0, 1)]
+    assert saved == each
 
 
 def test_a_taught_run_goes_on_with_its_teachers_to_the_bit(fit: Run, run: Run) -> None:
