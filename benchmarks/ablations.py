@@ -234,7 +234,6 @@ def measured(
 ) -> Iterator[tuple[str, list[tuple[float, float]]]]:
     """Yield the name of each variant of a set, and the loss and the seconds of its runs."""
     seeds = range(FIRST_SEED, FIRST_SEED + n_seeds)
-
     variants = {TEACHER: Variant(), **chosen.variants}
     folders = {name: out / "".join(c if c.isalnum() else "_" for c in name) for name in variants}
 

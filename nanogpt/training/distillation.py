@@ -1,8 +1,7 @@
 """Distillation: a model learns what trained ones expect, in place of what the text goes on with.
 
 Models of one recipe and other seeds err in other ways, so that the mean of their probabilities is
-better than any of them; and it says more of each next character than the one that is written
-there, so that a model can learn from it for longer before it knows the text by heart.
+better than any of them; and it says more of each next character than the one that is written there.
 """
 
 from collections.abc import Sequence
