@@ -3,6 +3,7 @@
 import importlib
 import json
 import subprocess
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -213,6 +214,8 @@ def test_nothing_begins_after_a_failure(
     asked = []
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        if asked:
+            time.sleep(0.1)  # as any run does: what comes next is called off meanwhile
         asked.append(command)
         return subprocess.CompletedProcess(command, 1, "", "no room")
 
@@ -221,4 +224,4 @@ def test_nothing_begins_after_a_failure(
     results = ablations.measured(ablations.Set("quickstart.yaml", many), [], 1, 1, Path("out"))
     with pytest.raises(SystemExit, match="no room"):
         next(results)
-    assert len(asked) < 20
+    assert len(asked) <= 2
