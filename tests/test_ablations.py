@@ -208,20 +208,26 @@ def test_a_run_that_somebody_else_goes_on_with_is_not_done(
     assert not Path("out/1337/done").exists()
 
 
-def test_nothing_begins_after_a_failure(
-    ablations: ModuleType, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("code", [0, 1])
+def test_nothing_begins_after_a_failure_of_a_run_or_of_the_table(
+    ablations: ModuleType, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    asked = []
+    real, asked = ablations.subprocess.run, list[int]()
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         if asked:
             time.sleep(0.1)  # as any run does: what comes next is called off meanwhile
-        asked.append(command)
-        return subprocess.CompletedProcess(command, 1, "", "no room")
+        asked.append(code)
+        real(command)
+        return subprocess.CompletedProcess(command, code, "", "no room")
 
     monkeypatch.setattr(ablations, "subprocess", SimpleNamespace(run=run))
     many = {str(n): ablations.Variant() for n in range(20)}
     results = ablations.measured(ablations.Set("quickstart.yaml", many), [], 1, 1, Path("out"))
-    with pytest.raises(SystemExit, match="no room"):
-        next(results)
-    assert len(asked) <= 2
+    if code:
+        with pytest.raises(SystemExit, match="no room"):
+            next(results)
+    else:
+        assert next(results) == ("0", [(1.337, 7.0)])
+        results.close()  # as where printing fails
+    assert len(asked) <= 3
