@@ -2,7 +2,7 @@
 
 import sys
 
-from nanogpt.cli import main
+from nanogpt.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

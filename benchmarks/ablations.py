@@ -4,7 +4,7 @@ python benchmarks/ablations.py [--set quickstart] [--seeds 3] [--steps N] [--tun
     [--out FOLDER]
 
 A variant is a config and the options that change it, and maybe a change of the model's own code
-(benchmarks/changed.py); each run is `python cli.py fit`, in a folder of its own below
+(benchmarks/model_variants.py); each run is `python cli.py fit`, in a folder of its own below
 --out. A run that was stopped goes on where it was, and one that is done is not run again, so that
 more seeds or variants cost only what is new. With --tune the last tenth of the *train* split
 takes the place of the val split, which then stays unseen: choose by that. With --jobs 2 two run at
@@ -34,7 +34,7 @@ import torch
 
 from nanogpt.hardware import best_device
 from nanogpt.insight import provenance
-from nanogpt.insight.card import table
+from nanogpt.insight.model_card import table
 from nanogpt.text.corpora import TINY_SHAKESPEARE, load_corpus
 
 ROOT = Path(__file__).parents[1]

@@ -48,7 +48,7 @@ measure() {
     rm -f "$out/$name.json" "$out/$name.run.json" # of an earlier time
     # SIGINT, so that a run winds up and says what it has; then SIGKILL
     timeout --signal=INT --kill-after=10 "$bound" \
-        "$python" benchmarks/measured.py "$out/$name.run.json" "$@" 2>&1 | tee "$out/$name.txt"
+        "$python" benchmarks/run_and_record.py "$out/$name.run.json" "$@" 2>&1 | tee "$out/$name.txt"
     code=${PIPESTATUS[0]}
     [ "$code" = 0 ] || failed=1
     ran+=("$name=$code=$((SECONDS - begin))")

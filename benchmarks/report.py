@@ -15,7 +15,7 @@ import torch
 
 from nanogpt.hardware import best_device
 from nanogpt.insight import provenance
-from nanogpt.insight.card import table
+from nanogpt.insight.model_card import table
 from nanogpt.insight.reference import read_curve
 from nanogpt.text.corpora import TINY_SHAKESPEARE
 

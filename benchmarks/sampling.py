@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from nanogpt.generation.decoding import Context, decode
 from nanogpt.generation.generate import STREAMS, STREAMS_ON_A_CPU
-from nanogpt.generation.sampling import SamplingRule, chances
-from nanogpt.generation.weights import set_weights
+from nanogpt.generation.sampling import SamplingRule, uniform_streams
+from nanogpt.generation.quantization import set_weights
 from nanogpt.hardware import best_device, keep_memory
 from nanogpt.insight import provenance
 from nanogpt.models import GPT
@@ -42,9 +42,9 @@ class HeadByHead(nn.Module):
     def __init__(self, attention: nn.Module, block_size: int) -> None:
         super().__init__()
         self.n_head, self.head_size = attention.n_head, attention.head_size
-        heads = attention.query_key_value.weight.split(attention.head_size)  # 3 * nh of (hs, C)
+        heads = attention.qkv.weight.split(attention.head_size)  # 3 * nh of (hs, C)
         self.weights = nn.ParameterList(heads)
-        self.projection = attention.projection
+        self.out_proj = attention.out_proj
         self.register_buffer("tril", torch.ones(block_size, block_size).tril())
 
     def forward(self, x: Tensor, cache: None = None) -> Tensor:
@@ -55,7 +55,7 @@ class HeadByHead(nn.Module):
             scores = q @ k.transpose(-2, -1) * self.head_size**-0.5
             scores = scores.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
             outputs.append(scores.softmax(-1) @ v)
-        return self.projection(torch.cat(outputs, dim=-1))
+        return self.out_proj(torch.cat(outputs, dim=-1))
 
 
 def gpt10m() -> GPT:
@@ -102,7 +102,7 @@ def measure(kind: str, batch: int, device: str, options: argparse.Namespace) -> 
         batch = min(batch, STREAMS_ON_A_CPU if device == "cpu" else STREAMS)
         model, cached, longest = set_weights(gpt10m(), kind, device), True, math.inf
         steps = max(options.characters // batch, 128)
-    prompt, numbers = torch.randint(65, (batch, 256), device=device), chances(1, batch, 0, device)
+    prompt, numbers = torch.randint(65, (batch, 256), device=device), uniform_streams(1, batch, 0, device)
     context: Context = "refill" if cached else "exact"
     loop = decode(model, prompt, 10**9, SamplingRule(), numbers, context, cached)
     return speed(loop, steps, batch, longest)

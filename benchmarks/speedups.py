@@ -21,16 +21,16 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from textbook import Sizes, Training
+from baseline import Sizes, Training
 from torch import Tensor, nn
 
 from nanogpt.hardware import best_device, keep_memory
 from nanogpt.insight import provenance
-from nanogpt.insight.card import table
+from nanogpt.insight.model_card import table
 from nanogpt.models import GPT
-from nanogpt.models.dropout import Dropout
-from nanogpt.text.windows import Draw, Windows, evaluation_windows, gather, training_batches
-from nanogpt.training.module import mean_loss
+from nanogpt.kernels.dropout import Dropout
+from nanogpt.text.batches import Draw, Windows, evaluation_windows, gather, training_batches
+from nanogpt.training.lightning_module import mean_loss
 
 SIZES = Sizes("gpt", 16, 64, 2, 4, 64, 0.2, 1e-3, 0, 0)
 FIRST_SEED = 1337
@@ -100,7 +100,7 @@ def val_loss(net: nn.Module, ids: Tensor) -> float:
 
 def curve(variant: str, seed: int, steps: int, device: str) -> list[float]:
     """Train once; return the val loss at each evaluation."""
-    with patch("textbook.SEED", seed):
+    with patch("baseline.SEED", seed):
         data = Training(SIZES, device)
     val = data.splits["val"].to(device)
     textbook = variant == "textbook"

@@ -6,7 +6,7 @@ Each loop runs in a process of its own, with its own allocator and its own threa
 config take turns, so that what else the machine does falls on all of them. In its turn a loop
 warms up and is then timed for some rounds; a figure is the median of all its rounds. The loops are
 
-- ``textbook``: benchmarks/textbook.py in float32, under bf16 autocast and, on CUDA, compiled too;
+- ``textbook``: benchmarks/baseline.py in float32, under bf16 autocast and, on CUDA, compiled too;
 - ``bare``: our model, windows gathered on the device, the optimizer fused, without Lightning;
   compiled where `fit` is;
 - ``fit``: `python cli.py fit` as shipped, with its callbacks and logger, between evaluations; on
@@ -34,10 +34,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import contenders
+import training_loops
 import torch
-from textbook import NAMES, Sizes, config_path
-from whole import compare_whole
+from baseline import NAMES, Sizes, config_path
+from end_to_end import compare_whole
 
 from nanogpt.errors import UserError
 from nanogpt.hardware import best_device
@@ -66,7 +66,7 @@ def measure(name: str, turns: int, rounds: int, seconds: float) -> list[dict[str
     path, device = config_path(name), best_device()
     sizes = Sizes.of(path)
     characters = sizes.batch_size * sizes.block_size
-    found: dict[str, list[dict[str, Any]]] = {n: [] for n in contenders.names(sizes, device)}
+    found: dict[str, list[dict[str, Any]]] = {n: [] for n in training_loops.names(sizes, device)}
     for _ in range(turns):
         for loop, results in found.items():
             if not any("failure" in result for result in results):
@@ -87,10 +87,10 @@ def measure(name: str, turns: int, rounds: int, seconds: float) -> list[dict[str
 
 
 def apart(*arguments: Any) -> dict[str, Any]:
-    """Call ``contenders.run`` in a process of its own."""
+    """Call ``training_loops.run`` in a process of its own."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
-            return pool.submit(contenders.run, *arguments).result()
+            return pool.submit(training_loops.run, *arguments).result()
         except BrokenProcessPool:
             return {"failure": "its process was killed: was there memory enough?"}
 

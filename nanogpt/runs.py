@@ -1,27 +1,33 @@
-"""Finds runs and their checkpoints under ``lightning_logs/``."""
+"""Finds runs and their checkpoints, and an intact checkpoint where one is damaged."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar
 
 from nanogpt.errors import UserError
+from nanogpt.notices import notice
 
 LOGS = Path("lightning_logs")
+
+CheckpointName = Literal["best", "last"]
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A folder that training left: ``lightning_logs/version_N``."""
+    """A run folder, such as ``lightning_logs/version_0``."""
 
     folder: Path
 
     @property
     def config(self) -> Path:
-        """The whole configuration of the run."""
+        """The file with all settings of the run."""
         return self.folder / "config.yaml"
 
-    def checkpoint(self, which: str = "best") -> Path | None:
-        """The ``best`` or the ``last`` checkpoint, or the other one where that is missing."""
+    def checkpoint(self, which: CheckpointName = "best") -> Path | None:
+        """Return the ``best`` or ``last`` checkpoint, or the other one if it is missing."""
         for name in (which, "best", "last"):
             if (path := self.folder / "checkpoints" / f"{name}.ckpt").is_file():
                 return path
@@ -29,7 +35,7 @@ class Run:
 
 
 def newest_run(logs: Path = LOGS) -> Run:
-    """Return the run of the highest number that has a checkpoint.
+    """Return the run with the highest number that has a checkpoint.
 
     Raises:
         UserError: if there is none.
@@ -40,19 +46,21 @@ def newest_run(logs: Path = LOGS) -> Run:
             return Run(folder)
     raise UserError(
         f"no run with a checkpoint in {logs}: train one first, for example with "
-        "`python cli.py fit --config configs/quickstart.yaml`, or give one with --ckpt_path"
+        "`python cli.py fit --config configs/quickstart.yaml`, or name one with --ckpt_path"
     )
 
 
-def find_checkpoint(ckpt_path: str = "best", of_folder: str = "best") -> Path:
-    """Return the checkpoint that is meant: by ``best`` or ``last`` of the newest run, or a path.
+def find_checkpoint(ckpt_path: str = "best", of_folder: CheckpointName = "best") -> Path:
+    """Return the path of a checkpoint.
 
-    A path may also be that of a run's folder, whose best or last checkpoint it then stands for.
+    Args:
+        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a checkpoint file.
+        of_folder: which checkpoint of a run folder to return.
 
     Raises:
         UserError: if there is no such checkpoint.
     """
-    if ckpt_path in ("best", "last"):
+    if ckpt_path == "best" or ckpt_path == "last":
         found = newest_run().checkpoint(ckpt_path)
         assert found is not None
         return found
@@ -62,15 +70,51 @@ def find_checkpoint(ckpt_path: str = "best", of_folder: str = "best") -> Path:
             return found
         if path.is_file():
             return path
-    except OSError:  # a name that no file can have
+    except OSError:  # not a valid file name
         pass
     raise UserError(
-        f"no checkpoint at {ckpt_path!r}: --ckpt_path takes a .ckpt file, the folder of a run, or "
-        "best or last (of the newest run)"
+        f"no checkpoint at {ckpt_path!r}: --ckpt_path takes a .ckpt file, a run folder, or best or "
+        "last (of the newest run)"
     )
 
 
+def read_with_fallback(
+    read: Callable[[Path], Content],
+    ckpt_path: str = "best",
+    of_folder: CheckpointName = "best",
+) -> Content:
+    """Read a checkpoint or, if it is damaged, the other one of its run.
+
+    A checkpoint that is given by its file name has no fallback.
+
+    Args:
+        read: reads a file, and raises ``UserError`` if it is damaged.
+        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a checkpoint file.
+        of_folder: which checkpoint of a run folder to read.
+
+    Raises:
+        UserError: if there is no such checkpoint, or none that can be read.
+    """
+    path = find_checkpoint(ckpt_path, of_folder)
+    try:
+        return read(path)
+    except UserError as error:
+        other = path.with_name("last.ckpt" if path.name == "best.ckpt" else "best.ckpt")
+        is_file = ckpt_path not in ("best", "last") and not Path(ckpt_path).is_dir()
+        if is_file or not other.is_file():
+            raise
+        try:
+            content = read(other)
+        except UserError:
+            raise UserError(
+                f"neither {path} nor {other.name} in the same folder can be read: name another "
+                "checkpoint with --ckpt_path, or train again"
+            ) from error
+        notice(f"{path} is damaged: using {other} instead")
+        return content
+
+
 def run_of(checkpoint: Path) -> Run | None:
-    """Return the run that a checkpoint lies in, if it still lies in one."""
+    """Return the run whose folder contains a checkpoint, if any."""
     run = Run(checkpoint.resolve().parent.parent)
     return run if run.config.is_file() else None

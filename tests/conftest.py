@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt.cli import main
+from nanogpt.commands.main import main
 from nanogpt.text import corpora
 from nanogpt.text.pastiche import pastiche
-from tests.commands import CONFIGS, TINY, Outcome, Run
+from tests.command_lines import CONFIGS, TINY, Outcome, Run
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import torch
 
 from nanogpt.errors import UserError
 from nanogpt.models import build_model
-from nanogpt.training.lock import claimed
+from nanogpt.training.run_lock import claimed
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -20,7 +20,7 @@ BENCHMARKS = ROOT / "benchmarks"
 
 @pytest.fixture
 def changed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """benchmarks/changed.py; what it changes is put back after the test."""
+    """benchmarks/model_variants.py; what it changes is put back after the test."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = importlib.import_module("changed")
     for parts in module.CHANGES.values():

@@ -27,11 +27,11 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """benchmarks/train.py, as a script finds its neighbours; leaves PyTorch as it was."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(corpora, "_fetch", lambda: "no network in a test")
-    monkeypatch.setattr("contenders.WARM_UP", 0.0)
+    monkeypatch.setattr("training_loops.WARM_UP", 0.0)
     threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
     Path("tiny.yaml").write_text(TINY, encoding="utf-8")
     module = importlib.import_module("train")
-    monkeypatch.setattr(module, "apart", module.contenders.run)  # a process takes seconds to start
+    monkeypatch.setattr(module, "apart", module.training_loops.run)  # a process takes seconds to start
     with torch.random.fork_rng():
         yield module
     torch.set_num_threads(threads)
@@ -61,9 +61,9 @@ def test_all_loops_are_timed(
 def test_a_loop_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = importlib.import_module("train")
-    monkeypatch.setattr(module.contenders, "run", os.getpid)
+    monkeypatch.setattr(module.training_loops, "run", os.getpid)
     assert module.apart() != os.getpid()
-    monkeypatch.setattr(module.contenders, "run", os.abort)
+    monkeypatch.setattr(module.training_loops, "run", os.abort)
     assert "its process was killed" in module.apart()["failure"]
 
 
@@ -74,7 +74,7 @@ def test_a_loop_that_fails_leaves_the_others_their_figures(
     def fail(*_: object) -> None:
         raise RuntimeError("no compiler\nhere")
 
-    monkeypatch.setattr("textbook.Head.forward", fail)
+    monkeypatch.setattr("baseline.Head.forward", fail)
     rows = {row["loop"]: row for row in train.measure("tiny.yaml", 1, 1, 0.001)}
     assert rows["textbook"]["failure"] == "RuntimeError: no compiler"
     assert "failed: RuntimeError: no compiler" in train.line(rows["textbook"])
@@ -85,12 +85,12 @@ def test_the_steps_of_a_round_are_those_that_lightning_took(
     train: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, taken = [], []
-    monkeypatch.setattr(train.contenders, "MOST_STEPS", 4)
-    monkeypatch.setattr(train.contenders, "now", lambda: asked.append(len(taken)) or 0.0)
-    step = train.contenders.cli.LanguageModel.training_step
+    monkeypatch.setattr(train.training_loops, "MOST_STEPS", 4)
+    monkeypatch.setattr(train.training_loops, "now", lambda: asked.append(len(taken)) or 0.0)
+    step = train.training_loops.cli.LanguageModel.training_step
     note = lambda *arguments: (taken.append(0), step(*arguments))[1]  # noqa: E731
-    monkeypatch.setattr(train.contenders.cli.LanguageModel, "training_step", note)
-    train.contenders.run("fit", Path("tiny.yaml"), 2, float("inf"))
+    monkeypatch.setattr(train.training_loops.cli.LanguageModel, "training_step", note)
+    train.training_loops.run("fit", Path("tiny.yaml"), 2, float("inf"))
     # the warm-up, then two rounds, each from its first to its last step; Lightning asks one ahead
     assert asked == [0, 2, 2, 6, 6, 10]
 
@@ -112,7 +112,7 @@ def test_without_dropout_each_speed_up_changes_nothing_but_rounding(
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(corpora, "_fetch", lambda: "no network in a test")
     speedups = importlib.import_module("speedups")
-    weight = lambda net, ids: net.blocks[0].mlp.widen.weight.sum().item()  # noqa: E731
+    weight = lambda net, ids: net.blocks[0].mlp.up_proj.weight.sum().item()  # noqa: E731
     monkeypatch.setattr(speedups, "val_loss", weight)
     sizes = {"batch_size": 4, "block_size": 8, "n_layer": 1, "n_head": 3, "n_embd": 24}
     monkeypatch.setattr(speedups, "SIZES", replace(speedups.SIZES, **sizes, dropout=0.0))

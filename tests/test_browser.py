@@ -10,13 +10,13 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nanogpt.cli import main
-from nanogpt.generation.loading import load_model
-from nanogpt.insight.characters import visible
-from nanogpt.insight.page import DIGITS
+from nanogpt.commands.main import main
+from nanogpt.generation.checkpoint import load_model
+from nanogpt.insight.printable import visible
+from nanogpt.insight.html_report import DIGITS
 from nanogpt.text.pastiche import pastiche
 from tests.browser import Browser, browser, needs_browser, tensorboard
-from tests.commands import CONFIGS, TINY
+from tests.command_lines import CONFIGS, TINY
 
 pytestmark = needs_browser
 

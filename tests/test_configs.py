@@ -10,7 +10,7 @@ import yaml
 
 from nanogpt.models import SETTINGS, build_model, count_parameters
 from nanogpt.text.corpora import PASTICHE
-from tests.commands import CONFIGS, Run
+from tests.command_lines import CONFIGS, Run
 
 ALL = pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 

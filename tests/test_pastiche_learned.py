@@ -10,7 +10,7 @@ from torch import Tensor
 from nanogpt.models import GPT
 from nanogpt.text.pastiche import exact_losses, pastiche
 from nanogpt.text.tokenizer import Tokenizer
-from nanogpt.text.windows import Draw, Windows, batch_offsets, gather
+from nanogpt.text.batches import Draw, Windows, batch_offsets, gather
 
 STEPS, WARMUP, LEARNING_RATE = 1000, 50, 5e-3
 B, T = 32, 64

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import Run
+from tests.command_lines import Run
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

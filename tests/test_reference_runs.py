@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt.insight.reference import Losses, read_curve
-from tests.commands import CONFIGS, SHARED_TEXT, Run
+from tests.command_lines import CONFIGS, SHARED_TEXT, Run
 
 pytestmark = pytest.mark.skipif(not SHARED_TEXT.is_file(), reason="no tiny Shakespeare here")
 

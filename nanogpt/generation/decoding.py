@@ -7,19 +7,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nanogpt.generation.graphs import CUDARecorder, GraphedStep, Step
+from nanogpt.generation.replay import CUDARecorder, GraphedStep, Step
 from nanogpt.generation.sampling import SamplingRule, draw, next_probabilities
 from nanogpt.generation.traced import TracedModel, worth_tracing
-from nanogpt.generation.weights import cache_dtype
-from nanogpt.models import Net
-from nanogpt.models.cache import Cache
+from nanogpt.generation.quantization import cache_dtype
+from nanogpt.models import Model
+from nanogpt.models.kv_cache import Cache
 
 Context = Literal["refill", "exact"]
 
 
 @torch.inference_mode()
 def decode(
-    model: Net,
+    model: Model,
     prompt: Tensor,
     max_new_tokens: int,
     rule: SamplingRule,

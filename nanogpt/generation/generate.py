@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from nanogpt.generation.decoding import Context, decode
-from nanogpt.generation.loading import load_model
-from nanogpt.generation.sampling import SamplingRule, chances
-from nanogpt.generation.sound import read_sound
-from nanogpt.generation.stopping import Stops
-from nanogpt.generation.weights import Weights, set_weights
+from nanogpt import kernels
+from nanogpt.generation.checkpoint import load_checkpoint
+from nanogpt.generation.sampling import SamplingRule, uniform_streams
+from nanogpt.generation.stop_strings import StopStringFilter
+from nanogpt.generation.quantization import Weights, set_weights
 from nanogpt.hardware import best_device
-from nanogpt.models import Net
+from nanogpt.models import Model
 from nanogpt.text.tokenizer import Tokenizer
 
 STREAMS_ON_A_CPU = 64  # samples that share a pass: more gain no speed there, and take memory
@@ -25,7 +25,7 @@ STREAMS = 1024
 class TextModel:
     """A trained model in evaluation mode, and the tokenizer that it was trained with."""
 
-    model: Net
+    model: Model
     tokenizer: Tokenizer
     checkpoint: Path | None = None  # where it comes from
 
@@ -44,8 +44,9 @@ def load(
     Raises:
         UserError: if there is no such checkpoint, or its weights cannot be had in that form.
     """
-    checkpoint, (model, tokenizer) = read_sound(load_model, ckpt_path)
-    return TextModel(set_weights(model, weights, device or best_device()), tokenizer, checkpoint)
+    checkpoint = load_checkpoint(ckpt_path)
+    model = set_weights(kernels.install(checkpoint.model), weights, device or best_device())
+    return TextModel(model, checkpoint.tokenizer, checkpoint.path)
 
 
 def generate(
@@ -73,8 +74,8 @@ def generate(
         UserError: if the prompt has a character that the model does not know.
     """
     model, tokenizer = text_model.model, text_model.tokenizer
-    start, stops = start_ids(tokenizer, prompt).to(_device(model)), Stops(stop)
-    rule, numbers = rule or SamplingRule(), chances(seed, 1, device=start.device)
+    start, stops = start_ids(tokenizer, prompt).to(_device(model)), StopStringFilter(stop)
+    rule, numbers = rule or SamplingRule(), uniform_streams(seed, 1, device=start.device)
     for drawn in decode(model, start, max_new_tokens, rule, numbers, context):
         if shown := stops.feed(tokenizer.decode(drawn)):
             yield shown
@@ -105,8 +106,8 @@ def generate_many(
     at_a_time = STREAMS_ON_A_CPU if start.device.type == "cpu" else STREAMS
     for first in range(0, num_samples, at_a_time):
         n = min(at_a_time, num_samples - first)
-        numbers = chances(seed, n, first, start.device)
-        watched, steps = [Stops(stop) for _ in range(n)], list[Tensor]()
+        numbers = uniform_streams(seed, n, first, start.device)
+        watched, steps = [StopStringFilter(stop) for _ in range(n)], list[Tensor]()
         stopped: KeyboardInterrupt | None = None
         try:
             for drawn in decode(model, start.expand(n, -1), max_new_tokens, rule, numbers, context):
@@ -117,20 +118,20 @@ def generate_many(
         except KeyboardInterrupt as error:  # what has been drawn is not lost
             stopped = error
         for row in torch.stack(steps, dim=1) if steps else start.new_empty(n, 0):
-            stops = Stops(stop)
+            stops = StopStringFilter(stop)
             yield stops.feed(tokenizer.decode(row)) + stops.rest()
         if stopped:
             raise stopped
 
 
-def grow(watched: Sequence[Stops], characters: str) -> bool:
+def grow(watched: Sequence[StopStringFilter], characters: str) -> bool:
     """Feed each of the watched texts a character; return whether all have met a stop string."""
     for stops, character in zip(watched, characters, strict=True):
         stops.feed(character)
     return all(stops.met for stops in watched)
 
 
-def sample_text(model: Net, tokenizer: Tokenizer, max_new_tokens: int, seed: int) -> str:
+def sample_text(model: Model, tokenizer: Tokenizer, max_new_tokens: int, seed: int) -> str:
     """Return one sample; global random state and the model's mode are left as they were."""
     training = model.training
     model.eval()
@@ -150,5 +151,5 @@ def start_ids(tokenizer: Tokenizer, prompt: str) -> Tensor:
     return tokenizer.encode(start).long()[None]
 
 
-def _device(model: Net) -> torch.device:
+def _device(model: Model) -> torch.device:
     return next(model.parameters()).device

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nanogpt.errors import UserError
-from nanogpt.text.windows import mix
+from nanogpt.text.batches import mix
 
 GREEDY_BELOW = 1e-6  # a temperature at which only ties could be drawn otherwise
 AT_A_TIME = 64  # steps for which chance is drawn in one go
@@ -94,7 +94,7 @@ def draw(probabilities: Tensor, chance: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, goal, right=True).squeeze(1)
 
 
-def chances(
+def uniform_streams(
     seed: int, num_samples: int, first: int = 0, device: torch.device | str = "cpu"
 ) -> Iterator[Tensor]:
     """Yield, for ever, a uniform number for each of some samples, (num_samples,).

@@ -9,17 +9,17 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from nanogpt.models import GPT, Modern
-from nanogpt.models.cache import Cache
+from nanogpt.models import GPT, ModernGPT
+from nanogpt.models.kv_cache import Cache
 
 WORTH_IT_FROM = 1000  # characters: recording takes a third of a second
 WORTH_IT_UP_TO = 16  # streams: beyond, a step is arithmetic
 
 
-def worth_tracing(model: nn.Module, prompt: Tensor, max_new_tokens: int) -> TypeGuard[GPT | Modern]:
+def worth_tracing(model: nn.Module, prompt: Tensor, max_new_tokens: int) -> TypeGuard[GPT | ModernGPT]:
     """Return whether a recording is repaid: prompt (B, T), ``max_new_tokens`` for each row."""
     small = len(prompt) <= WORTH_IT_UP_TO and prompt.device.type == "cpu"
-    return isinstance(model, GPT | Modern) and small and max_new_tokens >= WORTH_IT_FROM
+    return isinstance(model, GPT | ModernGPT) and small and max_new_tokens >= WORTH_IT_FROM
 
 
 class TracedModel:
@@ -35,15 +35,15 @@ class TracedModel:
         batch_size: rows of the ids of all calls, B.
     """
 
-    def __init__(self, model: GPT | Modern, cache: Cache, batch_size: int) -> None:
+    def __init__(self, model: GPT | ModernGPT, cache: Cache, batch_size: int) -> None:
         self.model, self.traced = model, None
         self.lengths = torch.empty(model.block_size)  # its slices' shapes tell a length
         ids = torch.zeros(batch_size, 1, dtype=torch.long)
         try:
             model(ids, cache)  # which takes the room
             for layer in cache.layers:
-                assert layer.room is not None
-                layer.room.zero_()
+                assert layer.buffer is not None
+                layer.buffer.zero_()
             with warnings.catch_warnings(action="ignore"):  # of the branches, and of its old age
                 example = (ids, self.lengths[: model.block_size // 2])
                 traced = torch.jit.trace(_Position(model, cache), example, check_trace=False)
@@ -72,7 +72,7 @@ class TracedModel:
 class _Position(nn.Module):
     """The logits of one more position, as a function of the ids and the length of the cache."""
 
-    def __init__(self, model: GPT | Modern, cache: Cache) -> None:
+    def __init__(self, model: GPT | ModernGPT, cache: Cache) -> None:
         super().__init__()
         self.model, self.cache = model, cache
 

@@ -1,6 +1,6 @@
-"""Where each head looks: the attention weights, computed again beside the forward pass.
+"""Attention weights of every head, recomputed during a forward pass.
 
-The fused kernels never hold these weights, so a model that is not looked at pays nothing for maps.
+The fused kernels do not store these weights, so a model pays for them only when they are asked for.
 """
 
 from typing import Any
@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nanogpt.models.attention import attention_weights, causal_mask
-from nanogpt.models.gpt import CausalSelfAttention
-from nanogpt.models.ladder import CausalMean, mean_by_matrix
-from nanogpt.models.modern import ModernAttention
+from nanogpt.models.ablated_gpt import CausalMean, mean_by_matrix
+from nanogpt.models.gpt import Attention
 
-SENTENCE = "To read is to remember what was"  # 31 characters, in most vocabularies
+SENTENCE = "To read is to remember what was"  # 31 characters that most vocabularies contain
 
 
 @torch.inference_mode()
@@ -21,26 +19,25 @@ def attention_maps(model: nn.Module, ids: Tensor) -> list[Tensor]:
     """Return the attention weights of every layer of a model in evaluation mode.
 
     Args:
-        model: maps ids (B, T) to logits; a model without attention has no maps.
-        ids: one sentence, (T,), T at most the model's ``block_size``.
+        model: maps ids (B, T) to logits. A model without attention has no maps.
+        ids: one sequence, (T,), of at most ``block_size`` ids.
 
-    Returns: for each layer (nh, T, T): row t holds how much of each position s ≤ t goes into t.
+    Returns:
+        For each layer (nh, T, T): row t holds the weights of positions s ≤ t in output t.
     """
     maps: list[Tensor] = []
 
-    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        # the last input is the cache
-        if isinstance(module, CausalSelfAttention | ModernAttention):
-            q, k, _ = (x[0] for x in module.heads(*inputs[:-1]))  # (nh, T, hs)
-            maps.append(attention_weights(q, k, causal_mask(len(ids), q).to(q.device)))
-        else:  # the mean of one unit vector for each position: its weights
+    def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(module, Attention):
+            q, k, _ = inputs  # (1, nh, T, hs) each
+            maps.append(module.weights(q, k)[0])
+        else:  # the mean of unit vectors gives its weights, as those of one head
             maps.append(mean_by_matrix(torch.eye(len(ids), device=ids.device)[None]))
 
-    kinds = (CausalSelfAttention, ModernAttention, CausalMean)
     hooks = [
-        module.register_forward_pre_hook(look)
+        module.register_forward_pre_hook(record)
         for module in model.modules()
-        if isinstance(module, kinds)
+        if isinstance(module, Attention | CausalMean)
     ]
     try:
         model(ids[None])

@@ -1,7 +1,4 @@
-"""What counting alone achieves: n-gram models of a text, to hold a model's losses against.
-
-A bigram model knows the last character, a trigram model the last two, a unigram model none.
-"""
+"""Losses of n-gram counts, as baselines for a model's losses."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,16 +7,18 @@ import torch
 from torch import Tensor
 
 NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
-DENSE = 2**24  # n-grams that are counted in a table
+MAX_TABLE_SIZE = 2**24  # above it, n-grams are counted by sorting
 
 
 @dataclass(frozen=True)
 class NGram:
-    """How well characters are told from the n - 1 before them, in nats per character.
+    """Losses of an n-gram model, in nats per character.
 
-    ``entropy`` is the exact conditional entropy of the counts of the train split: no model that
-    sees n - 1 characters can have a lower loss on it. ``held_out`` is the mean loss on the val
-    split of those counts, each with one added (Laplace), so that nothing is impossible.
+    Args:
+        n: length of the n-grams; a character is predicted from the n - 1 before it.
+        entropy: conditional entropy of the counts of the train split. No model that sees n - 1
+            characters can have a lower loss on that split.
+        held_out: mean loss on the val split, with one added to each count (Laplace smoothing).
     """
 
     n: int
@@ -33,10 +32,10 @@ class NGram:
 
 
 class Counts(NamedTuple):
-    """The distinct n-grams of a text and their counts, and those of their first n - 1 characters.
+    """The distinct n-grams of a text and the contexts, their first n - 1 characters, as codes.
 
-    All sorted by code: ``grams`` and ``counts`` (G,), ``contexts`` and ``totals`` (K,), and
-    ``context_of`` (G,), the place of each n-gram's context.
+    All sorted by code: ``grams`` and their ``counts`` (G,), ``contexts`` and their ``totals`` (K,),
+    and ``context_of`` (G,), the index of each n-gram's context.
     """
 
     grams: Tensor
@@ -46,56 +45,57 @@ class Counts(NamedTuple):
     context_of: Tensor
 
 
-def ngrams(train: Tensor, val: Tensor, vocab_size: int) -> list[NGram]:
-    """Count the train split into n-gram models and try them on the val split; ids (N,) both.
+def evaluate_ngrams(train: Tensor, val: Tensor, vocab_size: int) -> list[NGram]:
+    """Count the n-grams of the train ids (N,) and evaluate them on the val ids (M,).
 
-    A split shorter than n has no n-gram model.
+    Models whose n exceeds the length of a split are left out.
     """
-    scores = []
+    models = []
     for n in NAMES:
         if n <= min(len(train), len(val)):
-            seen = count(train, vocab_size, n)
-            scores.append(NGram(n, entropy(seen), held_out(seen, val, vocab_size, n)))
-    return scores
+            counts = count_ngrams(train, vocab_size, n)
+            held_out = smoothed_loss(counts, val, vocab_size, n)
+            models.append(NGram(n, conditional_entropy(counts), held_out))
+    return models
 
 
-def count(ids: Tensor, vocab_size: int, n: int) -> Counts:
+def count_ngrams(ids: Tensor, vocab_size: int, n: int) -> Counts:
     """Count the n-grams of ids (N,)."""
-    if vocab_size**n <= DENSE:  # a place for each, with no need to sort
-        every = codes(ids, vocab_size, n).bincount()
-        grams = every.nonzero()[:, 0]
-        counts = every[grams]
+    if vocab_size**n <= MAX_TABLE_SIZE:
+        table = encode_ngrams(ids, vocab_size, n).bincount()
+        grams = table.nonzero()[:, 0]
+        counts = table[grams]
     else:
-        grams, counts = codes(ids, vocab_size, n).unique(return_counts=True)
+        grams, counts = encode_ngrams(ids, vocab_size, n).unique(return_counts=True)
     contexts, context_of = (grams // vocab_size).unique_consecutive(return_inverse=True)
     totals = torch.zeros(len(contexts), dtype=torch.long).index_add(0, context_of, counts)
     return Counts(grams, counts, contexts, totals, context_of)
 
 
-def entropy(seen: Counts) -> float:
+def conditional_entropy(counts: Counts) -> float:
     """Return the entropy of a character given the n - 1 before it, in nats."""
-    surprise = seen.totals[seen.context_of].double().log() - seen.counts.double().log()
-    return float((seen.counts * surprise).sum() / seen.counts.sum())
+    nats = counts.totals[counts.context_of].double().log() - counts.counts.double().log()
+    return float((counts.counts * nats).sum() / counts.counts.sum())
 
 
-def held_out(seen: Counts, ids: Tensor, vocab_size: int, n: int) -> float:
-    """Return the mean loss on ids (N,), in nats, of the counts with one added to each."""
-    wanted = codes(ids, vocab_size, n)
-    count = look_up(wanted, seen.grams, seen.counts).double() + 1
-    total = look_up(wanted // vocab_size, seen.contexts, seen.totals).double() + vocab_size
+def smoothed_loss(counts: Counts, ids: Tensor, vocab_size: int, n: int) -> float:
+    """Return the mean loss on ids (N,), in nats, with one added to each count."""
+    grams = encode_ngrams(ids, vocab_size, n)
+    count = find_counts(grams, counts.grams, counts.counts).double() + 1
+    total = find_counts(grams // vocab_size, counts.contexts, counts.totals).double() + vocab_size
     return float((total.log() - count.log()).mean())
 
 
-def codes(ids: Tensor, vocab_size: int, n: int) -> Tensor:
-    """Number the n-grams of ids (N,): (N - n + 1,), the last character in the lowest place."""
-    windows = len(ids) - n + 1
-    code = ids[:windows].long()
-    for place in range(1, n):
-        code = code * vocab_size + ids[place : place + windows]
-    return code
+def encode_ngrams(ids: Tensor, vocab_size: int, n: int) -> Tensor:
+    """Encode the n-grams of ids (N,) as integers to the base ``vocab_size``: (N - n + 1,)."""
+    length = len(ids) - n + 1
+    codes = ids[:length].long()
+    for i in range(1, n):
+        codes = codes * vocab_size + ids[i : i + length]
+    return codes
 
 
-def look_up(wanted: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Return the values (M,) of the wanted among sorted keys (K,), 0 where there is none."""
-    place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-    return values[place] * (keys[place] == wanted)
+def find_counts(codes: Tensor, keys: Tensor, counts: Tensor) -> Tensor:
+    """Return the counts (M,) of codes (M,), given sorted keys (K,) and their counts (K,)."""
+    index = torch.searchsorted(keys, codes).clamp(max=len(keys) - 1)
+    return counts[index] * (keys[index] == codes)

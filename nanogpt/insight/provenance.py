@@ -1,4 +1,4 @@
-"""Where a figure comes from: the state of the code, the versions of the libraries, the machine."""
+"""The provenance of a result: the state of the code, the library versions and the machine."""
 
 import platform
 import subprocess
@@ -13,18 +13,18 @@ LIBRARIES = ("torch", "lightning")
 
 
 def git_state() -> str:
-    """Return the commit of this code, with ``-dirty`` where it has been changed since."""
+    """Return the commit of this code, with ``-dirty`` if the work tree differs from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         folder = Path(nanogpt.__file__).parent
-        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "not a git checkout"
-    return found.stdout.strip()
+    return result.stdout.strip()
 
 
 def versions() -> str:
-    """Return the versions of this project, Python and the libraries that figures depend on."""
+    """Return the versions of nanogpt, Python and the libraries that results depend on."""
     libraries = [f"{name} {version(name)}" for name in LIBRARIES]
     return ", ".join(
         [f"nanogpt {nanogpt.__version__}", f"Python {platform.python_version()}", *libraries]
@@ -32,7 +32,7 @@ def versions() -> str:
 
 
 def machine(device: torch.device) -> str:
-    """Return what a device is, and on a CPU how many threads are at work."""
+    """Return the name of a device and, for a CPU, the number of threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()

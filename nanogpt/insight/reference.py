@@ -1,7 +1,7 @@
-"""The reference system's own curves, to hold a run against.
+"""The loss curves of the reference implementation, to compare a run with.
 
-They are facts read off its logs. Each lies in ``lightning_logs/reference/NAME/`` twice: as
-``curve.csv`` and, for TensorBoard, as the same numbers in an event file.
+The numbers were read from its logs. Each curve is stored twice in ``CURVES_FOLDER/NAME/``: as
+``curve.csv`` and as a TensorBoard event file.
 """
 
 import csv
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nanogpt.text import corpora
 
-FOLDER = Path(__file__).parents[2] / "lightning_logs" / "reference"
+CURVES_FOLDER = Path(__file__).parents[2] / "lightning_logs" / "reference"
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,9 @@ class Losses:
     val: float
 
 
-def curve_names(folder: Path = FOLDER) -> list[str]:
-    """Return the names of the curves that are there."""
-    return sorted(path.parent.name for path in folder.glob("*/curve.csv"))
-
-
-def read_curve(name: str, folder: Path = FOLDER) -> list[Losses]:
-    """Return the reference's evaluations of ``bigram`` or ``gpt10m``; none if it isn't there."""
-    path = folder / name / "curve.csv"
+def read_curve(name: str) -> list[Losses]:
+    """Return the evaluations of the reference's ``bigram`` or ``gpt10m``; [] for other names."""
+    path = CURVES_FOLDER / name / "curve.csv"
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -41,27 +36,27 @@ def read_curve(name: str, folder: Path = FOLDER) -> list[Losses]:
         ]
 
 
-def best(history: Sequence[Losses]) -> Losses:
-    """Return the evaluation of the lowest val loss, of those after step 0 if there are any."""
+def reference_curve(name: str | None, sha256: str) -> list[Losses]:
+    """Return the curve to compare a run with; [] if the run's corpus, by checksum, is another."""
+    return read_curve(name) if name and sha256 == corpora.SHA256 else []
+
+
+def best_losses(history: Sequence[Losses]) -> Losses:
+    """Return the evaluation with the lowest val loss, ignoring step 0 if there are others."""
     trained = [losses for losses in history if losses.step]
     return min(trained or history, key=lambda losses: losses.val)
 
 
-def expected(reference: str | None, sha256: str) -> list[Losses]:
-    """Return the curve to compare a run with: none if it was trained on another text."""
-    return read_curve(reference) if reference and sha256 == corpora.SHA256 else []
-
-
-def comparison(run: Sequence[Losses], reference: Sequence[Losses]) -> str:
-    """Return a table of the steps that both have, or nothing if there are none."""
-    theirs = {losses.step: losses for losses in reference}
-    both = [(ours, theirs[ours.step]) for ours in run if ours.step in theirs]
-    if not both:
+def comparison_table(run: Sequence[Losses], reference: Sequence[Losses]) -> str:
+    """Return a table of the steps at which both were evaluated; "" if there are none."""
+    expected = {losses.step: losses for losses in reference}
+    pairs = [(losses, expected[losses.step]) for losses in run if losses.step in expected]
+    if not pairs:
         return ""
     lines = ["  step    train  reference      val  reference  difference"]
-    for our, ref in both:
+    for ours, ref in pairs:
         lines.append(
-            f"{our.step:6d} {our.train:8.4f} {ref.train:10.4f} {our.val:8.4f} {ref.val:10.4f}"
-            f" {our.val - ref.val:+11.4f}"
+            f"{ours.step:6d} {ours.train:8.4f} {ref.train:10.4f} {ours.val:8.4f} {ref.val:10.4f}"
+            f" {ours.val - ref.val:+11.4f}"
         )
     return "\n".join(lines)

@@ -21,11 +21,11 @@ from nanogpt.notices import notice
 from nanogpt.text.tokenizer import Tokenizer
 from nanogpt.training import resume
 from nanogpt.training.checkpoints import Keeper, stop
-from nanogpt.training.data import CharacterData
-from nanogpt.training.health import ADVICE, kept
-from nanogpt.training.module import LanguageModel
-from nanogpt.training.report import introduce
-from nanogpt.training.signals import Signals
+from nanogpt.training.datamodule import CharDataModule
+from nanogpt.training.non_finite_guard import ADVICE, kept
+from nanogpt.training.lightning_module import LanguageModel
+from nanogpt.training.console import introduce
+from nanogpt.training.graceful_stop import Signals
 
 SAMPLE_CHARACTERS = 200  # at each evaluation
 # TensorBoard draws them for every run that is chosen: the reference's curve is such a run
@@ -56,7 +56,7 @@ class Recorder(Callback):
     def __init__(
         self,
         save_config: Callable[[Path], object],
-        introduce: Callable[[L.Trainer, LanguageModel, CharacterData], None] = introduce,
+        introduce: Callable[[L.Trainer, LanguageModel, CharDataModule], None] = introduce,
         keeper: Keeper | None = None,
         continues: bool = False,
     ) -> None:
@@ -81,7 +81,7 @@ class Recorder(Callback):
         assert isinstance(pl_module, LanguageModel)
         self.begun, self.first_step = time.monotonic(), trainer.global_step
         self.done = self.first_step
-        data: CharacterData = trainer.datamodule  # type: ignore[attr-defined]
+        data: CharDataModule = trainer.datamodule  # type: ignore[attr-defined]
         self.introduce(trainer, pl_module, data)
         if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
             return

@@ -13,7 +13,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from nanogpt.atomic import write_atomically
 from nanogpt.errors import Interrupted, UserError
 from nanogpt.runs import LOGS, Run, newest_run
-from nanogpt.training.health import check_finite, kept
+from nanogpt.training.non_finite_guard import check_finite, kept
 
 
 class Keeper:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt.notices import notice
-from nanogpt.training.module import LanguageModel, Loss
+from nanogpt.training.lightning_module import LanguageModel, Loss
 from nanogpt.training.resume import random_state, set_random_state
 
 Choice = bool | Literal["auto"]

@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanogpt import kernels
 from nanogpt.errors import UserError
-from nanogpt.generation.loading import read_trained
+from nanogpt.generation.checkpoint import read_checkpoint
 from nanogpt.notices import notice
-from nanogpt.training.data import CharacterData
-from nanogpt.training.module import Loss, next_character_loss
+from nanogpt.training.datamodule import CharDataModule
+from nanogpt.training.lightning_module import Loss, next_character_loss
 
 
-def choose_loss(teachers: Sequence[str], data: CharacterData, device: torch.device) -> Loss:
+def choose_loss(teachers: Sequence[str], data: CharDataModule, device: torch.device) -> Loss:
     """Return what a run minimises: the loss of the text, or of what its teachers expect.
 
     Args:
@@ -54,23 +55,23 @@ def distilled_loss(teachers: Sequence[nn.Module]) -> Loss:
     return loss
 
 
-def read_teacher(path: Path, data: CharacterData) -> nn.Module:
+def read_teacher(path: Path, data: CharDataModule) -> nn.Module:
     """Read a trained model, and check that it can teach one that learns from this data.
 
     Raises:
         UserError: if it cannot.
     """
-    content, net, tokenizer = read_trained(path)
-    block_size = content["hyper_parameters"]["block_size"]
-    if tokenizer.vocabulary != data.tokenizer.vocabulary:
+    teacher = read_checkpoint(path)
+    block_size = teacher.settings["block_size"]
+    if teacher.tokenizer.vocabulary != data.tokenizer.vocabulary:
         raise UserError(f"{path} cannot teach: it knows other characters than this text has")
     if block_size < data.block_size:
         raise UserError(
             f"{path} cannot teach: it reads {block_size} characters, and --model.block_size is "
             f"{data.block_size}"
         )
-    settings = content.get("datamodule_hyper_parameters") or {}
-    learnt = content["CharacterData"].get("sha256"), settings.get("val_fraction")
+    settings = teacher.content.get("datamodule_hyper_parameters") or {}
+    learnt = teacher.corpus.get("sha256"), settings.get("val_fraction")
     if learnt != (data.corpus.sha256, data.val_fraction):
         notice(f"{path} learnt from another text or split, and may know this val split")
-    return net
+    return kernels.install(teacher.model)

@@ -63,7 +63,7 @@ def build_optimizer(net: nn.Module, settings: Mapping[str, Any], fused: bool) ->
     matrices = [p for name, p in net.named_parameters() if p.ndim == 2 and "blocks." in name]
     apart = {id(matrix) for matrix in matrices}
     rest = AdamW([p for p in net.parameters() if id(p) not in apart], **adamw)
-    return Together([Muon(matrices, muon_rate, weight_decay=decay), rest])
+    return CombinedOptimizer([Muon(matrices, muon_rate, weight_decay=decay), rest])
 
 
 class Muon(Optimizer):
@@ -98,9 +98,9 @@ class Muon(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             kept = 1 - group["lr"] * group["weight_decay"]
-            for matrices in alike(group["params"]):
+            for matrices in group_by_shape(group["params"]):
                 gradients = [self._with_momentum(matrix, group["momentum"]) for matrix in matrices]
-                directions = orthogonal(torch.stack(gradients))
+                directions = newton_schulz(torch.stack(gradients))
                 tall = max(1.0, matrices[0].shape[0] / matrices[0].shape[1]) ** 0.5
                 for matrix, direction in zip(matrices, directions, strict=True):
                     matrix.mul_(kept).add_(direction.to(matrix.dtype), alpha=-group["lr"] * tall)
@@ -114,7 +114,7 @@ class Muon(Optimizer):
         return matrix.grad.lerp(state["momentum"].lerp_(matrix.grad, 1 - decay), decay)
 
 
-def alike(matrices: list[Tensor]) -> list[list[Tensor]]:
+def group_by_shape(matrices: list[Tensor]) -> list[list[Tensor]]:
     """Return those that have gradients, together with the others of their shape and kind."""
     groups: dict[Any, list[Tensor]] = {}
     for matrix in matrices:
@@ -123,7 +123,7 @@ def alike(matrices: list[Tensor]) -> list[list[Tensor]]:
     return list(groups.values())
 
 
-def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
     """Return about the nearest matrices with orthogonal rows or columns: (k, m, n) to (k, m, n).
 
     Five Newton-Schulz steps of a polynomial that takes all singular values to between 0.7 and
@@ -140,7 +140,7 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
-class Together(Optimizer):
+class CombinedOptimizer(Optimizer):
     """Several optimizers, each with parameters of its own, that look like one.
 
     Args:

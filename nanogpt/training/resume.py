@@ -18,13 +18,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from nanogpt.errors import UserError
-from nanogpt.generation.loading import read_checkpoint
-from nanogpt.generation.sound import read_sound
+from nanogpt.generation.checkpoint import CORPUS_KEY, load_checkpoint
 from nanogpt.notices import notice
 from nanogpt.runs import Run, run_of
 from nanogpt.training.checkpoints import command
 from nanogpt.training.optimizer import is_scheduled, learning_rate_factor, peaks
-from nanogpt.training.settings import differences
+from nanogpt.training.options import differences
 
 KEY = "run"  # in a checkpoint: what the recorder keeps
 
@@ -72,7 +71,8 @@ def find_start(
     """
     if not settings.ckpt_path:
         return None
-    checkpoint, content = read_sound(read_checkpoint, settings.ckpt_path, "last")
+    found = load_checkpoint(settings.ckpt_path, of_folder="last")
+    checkpoint, content = found.path, found.content
     written = checkpoint.stat().st_mtime_ns
     trainer, run = settings.trainer, run_of(checkpoint)
     run = near(run) if run else None
@@ -86,7 +86,7 @@ def find_start(
         usual = parser.dump(parser.get_defaults(), skip_none=False)
         for line in differences(run.config.read_text(encoding="utf-8"), dump(), usual):
             notice(line)
-    about = {name: content[name] for name in ("hyper_parameters", "CharacterData")}
+    about = {name: content[name] for name in ("hyper_parameters", CORPUS_KEY)}
     return Start(checkpoint, run, step, owed, about, written)
 
 

@@ -91,7 +91,7 @@ ODD: dict[str, Any] = {
     "list": [1], "dict": {"a": 1}, "tuple": (8,), "tensor": torch.zeros(2), "deep": deep(40),
 }  # fmt: skip
 SETTINGS = ("architecture", "block_size", "n_layer", "n_head", "n_embd", "head_size", "vocabulary")
-PARTS = ("state_dict", "hyper_parameters", "global_step", "CharacterData")
+PARTS = ("state_dict", "hyper_parameters", "global_step", "CharDataModule")
 GIB = 2**30
 LONG = b"J" + struct.pack("<i", 2**31 - 1)  # an int, pushed
 # programs that ask for memory, code, or what is no plain value

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt.cli import main
+from nanogpt.commands.main import main
 from nanogpt.text.pastiche import pastiche
 
 BASE = """\

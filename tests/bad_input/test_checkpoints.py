@@ -11,9 +11,9 @@ import torch
 
 from nanogpt.errors import UserError
 from nanogpt.generation import loading
-from nanogpt.generation.loading import load_model
+from nanogpt.generation.checkpoint import load_model
 from tests.bad_input.checkpoints import HARM, PROGRAMS, SAME, cases, saved
-from tests.commands import Run, is_one_line
+from tests.command_lines import Run, is_one_line
 
 ROOT = Path(__file__).parents[2]
 MUST_LOAD = [f"tensor: {name}" for name in SAME if name != "parameter"]

@@ -14,7 +14,7 @@ from nanogpt.errors import UserError
 from nanogpt.text.files import decode_text
 from nanogpt.text.tokenizer import Tokenizer
 from tests.bad_input.corpora import CORPORA, FINE, NAMES, NO_FILES, TEXT
-from tests.commands import Run, is_one_line
+from tests.command_lines import Run, is_one_line
 
 hypothesis_settings = settings(derandomize=True, deadline=None, max_examples=150)
 posix = pytest.mark.skipif(os.name != "posix", reason="such names and files are POSIX's")

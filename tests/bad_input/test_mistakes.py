@@ -8,7 +8,7 @@ import pytest
 
 from tests.bad_input import command_lines
 from tests.bad_input.configs import CONFIGS
-from tests.commands import Run, is_one_line
+from tests.command_lines import Run, is_one_line
 
 
 def options(line: str) -> list[str]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt.generation.decoding import Context, decode
-from nanogpt.generation.sampling import SamplingRule, chances
+from nanogpt.generation.sampling import SamplingRule, uniform_streams
 from nanogpt.models import Bigram
-from nanogpt.models.cache import Cache
+from nanogpt.models.kv_cache import Cache
 from tests.models.oracles import RAGGED, loud_gpt, loud_models
 
 BLOCK = 6
@@ -50,7 +50,7 @@ class Spy(nn.Module):
 
 def run(spy: Any, prompt: Tensor, n: int, rule: SamplingRule | None = None, **how: Any) -> Tensor:
     """Decode n ids for each row, (B, n), by chance of seed 5."""
-    drawn = decode(spy, prompt, n, rule or SamplingRule(), chances(5, len(prompt)), **how)
+    drawn = decode(spy, prompt, n, rule or SamplingRule(), uniform_streams(5, len(prompt)), **how)
     return torch.stack(list(drawn), 1)
 
 
@@ -104,7 +104,7 @@ def test_the_plain_loop_is_its_rule_in_words(
     rule: SamplingRule, context: Context, block_size: int
 ) -> None:
     gpt = loud_gpt({**RAGGED, "block_size": block_size, "n_layer": 1})
-    numbers = [number.item() for number, _ in zip(chances(5, 1), range(10), strict=False)]
+    numbers = [number.item() for number, _ in zip(uniform_streams(5, 1), range(10), strict=False)]
     for length in {1, block_size, block_size + 1, 3 * block_size}:
         prompt = prompts(1, length)
         drawn = run(gpt, prompt, 10, rule, context=context, cached=False)
@@ -216,13 +216,13 @@ def test_rows_of_a_batch_are_decoded_each_from_its_own_prompt(rule: SamplingRule
     gpt, prompt = loud_gpt({**RAGGED, "block_size": BLOCK}), prompts(7, 3)
     drawn = run(gpt, prompt, 15, rule)
     for i in range(7):
-        alone = decode(gpt, prompt[i : i + 1], 15, rule, chances(5, 1, first=i))
+        alone = decode(gpt, prompt[i : i + 1], 15, rule, uniform_streams(5, 1, first=i))
         assert drawn[i].equal(torch.cat(list(alone)))
 
 
 def test_ids_come_one_at_a_time() -> None:
     spy = Spy(Bigram(17, BLOCK))
-    stream = decode(spy, prompts(1, 2), 1000, SamplingRule(), chances(5, 1))
+    stream = decode(spy, prompts(1, 2), 1000, SamplingRule(), uniform_streams(5, 1))
     next(stream)
     next(stream)
     assert len(spy.fed) == 2
@@ -230,7 +230,7 @@ def test_ids_come_one_at_a_time() -> None:
 
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_as_many_ids_come_as_are_asked_for(n: int) -> None:
-    drawn = list(decode(Bigram(17, 3), prompts(2, 1), n, SamplingRule(), chances(0, 2)))
+    drawn = list(decode(Bigram(17, 3), prompts(2, 1), n, SamplingRule(), uniform_streams(0, 2)))
     assert [ids.shape for ids in drawn] == [(2,)] * n
 
 

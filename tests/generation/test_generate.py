@@ -16,7 +16,7 @@ from nanogpt.generation.generate import (
     sample_text,
     start_ids,
 )
-from nanogpt.generation.sampling import SamplingRule, chances
+from nanogpt.generation.sampling import SamplingRule, uniform_streams
 from nanogpt.models import GPT
 from nanogpt.text.tokenizer import Tokenizer
 from tests.models.oracles import DIVIDING, loud
@@ -64,7 +64,7 @@ def test_another_seed_gives_another_text() -> None:
 def test_text_is_what_decoding_draws_after_the_prompt(context: Any) -> None:
     model, rule = text_model(), SamplingRule(0.8, 4)
     prompt = model.tokenizer.encode("abcab").long()[None]
-    ids = decode(model.model, prompt, 12, rule, chances(5, 1), context, cached=False)
+    ids = decode(model.model, prompt, 12, rule, uniform_streams(5, 1), context, cached=False)
     expected = model.tokenizer.decode(torch.cat(list(ids)))
     assert one(model, "abcab", 12, rule, seed=5, context=context) == expected
     assert many(model, 1, "abcab", 12, rule, seed=5, context=context) == [expected]

@@ -210,7 +210,7 @@ def chi_square(drawn: Tensor, expected: Sequence[float]) -> float:
 
 def surprise(rule: SamplingRule, weights: list[float]) -> float:
     """How far N draws by a rule, by chance of 50 streams, lie from some weights."""
-    numbers = torch.cat(list(islice(chances(3, 50), N // 50)))
+    numbers = torch.cat(list(islice(uniform_streams(3, 50), N // 50)))
     distribution = next_probabilities(torch.tensor([LOGITS]), rule).expand(N, -1)
     return chi_square(draw(distribution, numbers), [weight / sum(weights) for weight in weights])
 
@@ -253,7 +253,7 @@ def test_draws_by_another_rule_would_be_seen(followed: str, wrong: SamplingRule)
 
 
 def first_numbers(n: int, *seed_and_samples: int) -> Tensor:
-    return torch.stack(list(islice(chances(*seed_and_samples), n)), 1)  # (samples, n)
+    return torch.stack(list(islice(uniform_streams(*seed_and_samples), n)), 1)  # (samples, n)
 
 
 def test_a_samples_numbers_depend_on_its_own_number_alone() -> None:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from nanogpt.generation import traced
 from nanogpt.generation.decoding import decode
-from nanogpt.generation.sampling import SamplingRule, chances
-from nanogpt.generation.traced import TracedModel
-from nanogpt.generation.weights import cache_dtype, set_weights
+from nanogpt.generation.sampling import SamplingRule, uniform_streams
+from nanogpt.generation.replay import TracedModel
+from nanogpt.generation.quantization import cache_dtype, set_weights
 from nanogpt.models import GPT, Bigram
-from nanogpt.models.cache import Cache, LayerCache
+from nanogpt.models.kv_cache import Cache, LayerCache
 from nanogpt.models.gpt import CausalSelfAttention
 from tests.models.oracles import loud_models
 
@@ -31,7 +31,7 @@ def prompts(batch: int) -> Tensor:
 
 
 def drawn(model: Any, batch: int, cached: bool = True) -> Tensor:
-    steps = decode(model, prompts(batch), 25, SamplingRule(), chances(5, batch), cached=cached)
+    steps = decode(model, prompts(batch), 25, SamplingRule(), uniform_streams(5, batch), cached=cached)
     return torch.stack(list(steps), 1)
 
 

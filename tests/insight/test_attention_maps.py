@@ -45,10 +45,10 @@ def flows(model: nn.Module, ids: Tensor, into: str) -> list[Tensor]:
 def error(model: GPT, ids: Tensor) -> float:
     """The largest difference of maps @ values from what the fused attention computed."""
     differences = []
-    inputs, gathered = (flows(model, ids, into) for into in (".attn", ".attn.projection"))
+    inputs, gathered = (flows(model, ids, into) for into in (".attn", ".attn.out_proj"))
     layers = zip(model.blocks, attention_maps(model, ids), inputs, gathered, strict=True)
     for block, maps, x, fused in layers:
-        value = block.attn.query_key_value.weight.chunk(3)[2]
+        value = block.attn.qkv.weight.chunk(3)[2]
         heads = [
             weights @ (x[0] @ matrix.T)
             for weights, matrix in zip(maps, value.chunk(block.attn.n_head), strict=True)

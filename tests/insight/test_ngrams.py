@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nanogpt.insight.ngrams import NGram, count, ngrams
 from nanogpt.text.tokenizer import Tokenizer
-from tests.commands import SHARED_TEXT
+from tests.command_lines import SHARED_TEXT
 
 hypothesis_settings = settings(derandomize=True, deadline=None, max_examples=50)
 DENSE = "nanogpt.insight.ngrams.DENSE"

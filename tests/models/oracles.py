@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nanogpt.models import GPT, Bigram, Modern, Net, Rung, Shifted
-from nanogpt.models.dropout import random_bits
+from nanogpt.models import GPT, Bigram, ModernGPT, Net, Rung, Shifted
+from nanogpt.kernels.dropout import random_bits
 
 TOLERANCE = 1e-10
 DIVIDING = {"vocab_size": 17, "block_size": 13, "n_layer": 2, "n_head": 3, "n_embd": 12}  # hs 4
@@ -62,7 +62,7 @@ def loud_models(block_size: int) -> dict[str, Net]:
     models = {"gpt": GPT(**size), "ragged": GPT(**{**RAGGED, "block_size": block_size})}
     models |= {" ".join(parts): Rung(**size, parts=parts) for parts in RUNGS}
     models["sinusoidal"] = Rung(**size, positions="sinusoidal")
-    models["modern"] = Modern(**size)
+    models["modern"] = ModernGPT(**size)
     models["shifted"] = Shifted(**size)
     models["bigram"] = Bigram(size["vocab_size"], block_size)
     return {name: loud(model).eval().requires_grad_(False) for name, model in models.items()}
@@ -82,11 +82,11 @@ def torch_logits(model: GPT, ids: Tensor) -> Tensor:
             C, block.attn.n_head, 4 * C, 0, activation="relu", batch_first=True, norm_first=True
         )
         weights = {
-            "self_attn.in_proj_weight": block.attn.query_key_value.weight,
+            "self_attn.in_proj_weight": block.attn.qkv.weight,
             "self_attn.in_proj_bias": torch.zeros(3 * C, dtype=x.dtype),
         }
-        parts = {"self_attn.out_proj": block.attn.projection, "norm1": block.ln_1}
-        parts |= {"norm2": block.ln_2, "linear1": block.mlp.widen, "linear2": block.mlp.narrow}
+        parts = {"self_attn.out_proj": block.attn.out_proj, "norm1": block.ln_1}
+        parts |= {"norm2": block.ln_2, "linear1": block.mlp.up_proj, "linear2": block.mlp.down_proj}
         for name, part in parts.items():
             weights |= {f"{name}.weight": part.weight, f"{name}.bias": part.bias}
         x = functional_call(layer, weights, (x, future), strict=True)
@@ -131,13 +131,13 @@ def naive_logits(model: GPT, ids: Tensor, p: float = 0.0) -> Tensor:
         normed = norm(x, f"{block}.ln_1")
         q, k, v = (
             torch.stack([normed @ head.T for head in matrix.split(hs)], dim=1)
-            for matrix in w[f"{block}.attn.query_key_value.weight"].chunk(3)
+            for matrix in w[f"{block}.attn.qkv.weight"].chunk(3)
         )
         heads = naive_attention(q, k, v, keep_factor((B, nh, ids.shape[1], ids.shape[1]), p))
         joined = torch.cat([heads[:, h] for h in range(nh)], dim=-1)
-        x = x + (y := linear(joined, f"{block}.attn.projection")) * keep_factor(y.shape, p)
-        hidden = linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.widen").clamp(min=0)
-        x = x + (y := linear(hidden, f"{block}.mlp.narrow")) * keep_factor(y.shape, p)
+        x = x + (y := linear(joined, f"{block}.attn.out_proj")) * keep_factor(y.shape, p)
+        hidden = linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.up_proj").clamp(min=0)
+        x = x + (y := linear(hidden, f"{block}.mlp.down_proj")) * keep_factor(y.shape, p)
     return linear(norm(x, "ln_f"), "lm_head")
 
 

@@ -58,7 +58,7 @@ def test_a_position_sees_no_future_when_weights_are_dropped() -> None:
 
 def test_a_block_whose_branches_are_silent_is_the_identity() -> None:
     block = loud_gpt(RAGGED).blocks[0]
-    for branch in (block.attn.projection, block.mlp.narrow):
+    for branch in (block.attn.out_proj, block.mlp.down_proj):
         nn.init.zeros_(branch.weight)
         nn.init.zeros_(branch.bias)
     x = torch.randn(B, T, RAGGED["n_embd"], dtype=torch.float64)

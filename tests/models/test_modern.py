@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanogpt.models import Modern, Shifted, modern, shifted
-from nanogpt.models.elementwise import turn
-from nanogpt.models.modern import LOGIT_CAP, ModernFeedForward, rotation, with_noise
-from nanogpt.models.shifted import token_shift
+from nanogpt.models import ModernGPT, Shifted, modern, shifted
+from nanogpt.kernels.elementwise import turn
+from nanogpt.models.modern import LOGIT_CAP, ModernFeedForward, rotation, corrupt_tokens
+from nanogpt.models.modern import token_shift
 from tests.models.oracles import DIVIDING, loud
 
 B, T = 3, 11
 
 
-def model(kind: type[Modern] = Modern) -> Modern:
+def model(kind: type[ModernGPT] = ModernGPT) -> ModernGPT:
     return loud(kind(**DIVIDING)).eval()
 
 
@@ -53,7 +53,7 @@ def logits_by_hand(net: Any, text: Tensor) -> Tensor:
     C, nh = net.token_embedding.embedding_dim, net.blocks[0].attn.n_head
     hs, stream = C // nh, normal(net.token_embedding.weight[text])
     for block in net.blocks:
-        q, k, v = (late(normal(stream)) @ block.attn.query_key_value.weight.T).split(C, -1)
+        q, k, v = (late(normal(stream)) @ block.attn.qkv.weight.T).split(C, -1)
         rows = []
         for t in range(T):
             heads = []
@@ -63,19 +63,19 @@ def logits_by_hand(net: Any, text: Tensor) -> Tensor:
                 scores = (keys * query[:, None]).sum(-1) / math.sqrt(hs)
                 heads.append((scores.softmax(-1)[..., None] * v[:, : t + 1, h]).sum(1))
             rows.append(torch.cat(heads, -1))
-        stream = stream + torch.stack(rows, 1) @ block.attn.projection.weight.T
-        wide = late(normal(stream)) @ block.mlp.widen.weight.T
-        stream = stream + (wide * wide * (wide > 0)) @ block.mlp.narrow.weight.T
+        stream = stream + torch.stack(rows, 1) @ block.attn.out_proj.weight.T
+        wide = late(normal(stream)) @ block.mlp.up_proj.weight.T
+        stream = stream + (wide * wide * (wide > 0)) @ block.mlp.down_proj.weight.T
     logits = normal(stream) @ net.lm_head.weight.T
     return LOGIT_CAP * torch.tanh(logits / LOGIT_CAP)
 
 
-def error(net: Modern) -> float:
+def error(net: ModernGPT) -> float:
     return (net(ids()) - logits_by_hand(net, ids())).abs().max().item()
 
 
-@pytest.mark.parametrize("kind", [Modern, Shifted])
-def test_logits_are_those_worked_out_by_hand(kind: type[Modern]) -> None:
+@pytest.mark.parametrize("kind", [ModernGPT, Shifted])
+def test_logits_are_those_worked_out_by_hand(kind: type[ModernGPT]) -> None:
     assert error(model(kind)) < 1e-6  # the angles are kept in float32
 
 
@@ -88,7 +88,7 @@ def one_more(x: Tensor, _: None) -> Tensor:
 
 
 def not_squared(self: ModernFeedForward, x: Tensor) -> Tensor:
-    return self.narrow(self.widen(x).relu())
+    return self.down_proj(self.up_proj(x).relu())
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_what_a_query_sees_of_a_key_depends_on_their_distance_alone() -> None:
     assert seen(3, 0) != pytest.approx(seen(4, 0), abs=1e-2)
 
 
-@pytest.mark.parametrize("kind", [Modern, Shifted])
-def test_the_future_has_no_say(kind: type[Modern]) -> None:
+@pytest.mark.parametrize("kind", [ModernGPT, Shifted])
+def test_the_future_has_no_say(kind: type[ModernGPT]) -> None:
     net = model(kind)
     embedded: list[Tensor] = []
 
@@ -136,7 +136,7 @@ def test_the_future_has_no_say(kind: type[Modern]) -> None:
 
 
 def test_noise_is_for_training_only() -> None:
-    net = loud(Modern(**DIVIDING, noise=0.3))
+    net = loud(ModernGPT(**DIVIDING, noise=0.3))
     assert torch.equal(net.eval()(ids()), model()(ids()))
     assert not torch.allclose(net.train()(ids()), model()(ids()))
 
@@ -145,7 +145,7 @@ def test_as_many_characters_are_noise_as_asked_for_and_all_are_as_likely() -> No
     torch.manual_seed(1)
     n, p, V = 200_000, 0.3, 5
     clean = torch.full((2, n // 2), 3)
-    noisy = with_noise(clean, p, V)
+    noisy = corrupt_tokens(clean, p, V)
     shares = noisy.flatten().bincount(minlength=V) / n
     expected = torch.full((V,), p / V)
     expected[3] += 1 - p
@@ -154,11 +154,11 @@ def test_as_many_characters_are_noise_as_asked_for_and_all_are_as_likely() -> No
     assert (clean == 3).all()
     assert noisy.dtype == clean.dtype
     assert not torch.equal(noisy[0], noisy[1])
-    assert torch.equal(with_noise(clean, 0.0, V), clean)
+    assert torch.equal(corrupt_tokens(clean, 0.0, V), clean)
 
 
 def test_it_begins_as_a_uniform_guess() -> None:
-    assert not Modern(**DIVIDING)(ids()).any()
+    assert not ModernGPT(**DIVIDING)(ids()).any()
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_it_begins_as_a_uniform_guess() -> None:
 )  # fmt: skip
 def test_sizes_that_make_no_model_are_refused(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        Modern(**{**DIVIDING, **settings})
+        ModernGPT(**{**DIVIDING, **settings})
 
 
 def test_a_window_longer_than_the_block_is_refused() -> None:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt.models import GPT, attention, dropout, gpt
-from nanogpt.models.attention import _CPUAttentionWithDropout as CPUAttention
-from nanogpt.models.dropout import _CPUDropout as CPUDropout
+from nanogpt.kernels.attention import _CPUAttentionWithDropout as CPUAttention
+from nanogpt.kernels.dropout import _CPUDropout as CPUDropout
 from tests.models.oracles import (
     DIVIDING,
     RAGGED,
@@ -59,7 +59,7 @@ def block(
 def mlp(
     self: gpt.FeedForward, x: Tensor, activation: Callable[[Tensor], Tensor] = F.relu
 ) -> Tensor:
-    return self.dropout(self.narrow(activation(self.widen(x))))
+    return self.dropout(self.down_proj(activation(self.up_proj(x))))
 
 
 def forward(self: GPT, ids: Tensor, shift: int = 0, ln_f: bool = True) -> Tensor:

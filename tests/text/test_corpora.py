@@ -470,9 +470,9 @@ def test_tiny_shakespeare() -> None:
 
 @pytest.mark.usefixtures("real")
 def test_split_of_tiny_shakespeare() -> None:
-    from nanogpt.training.data import CharacterData  # brings in Lightning
+    from nanogpt.training.datamodule import CharDataModule  # brings in Lightning
 
-    data = CharacterData(offline_corpus=None)
+    data = CharDataModule(offline_corpus=None)
     data.setup("fit")
     text = data.corpus.text
     assert {name: len(split) for name, split in data.splits.items()} == {

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from nanogpt.text.windows import Draw, batch_offsets
+from nanogpt.text.batches import Draw, batch_offsets
 
 
 def run_folder(version: int = 0) -> Path:

@@ -13,13 +13,13 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 from nanogpt.generation.generate import sample_text
-from nanogpt.generation.loading import load_model
+from nanogpt.generation.checkpoint import load_model
 from nanogpt.insight.ngrams import NAMES
 from nanogpt.training import callbacks, report
-from nanogpt.training.bar import StepBar
-from nanogpt.training.data import CharacterData
-from nanogpt.training.module import LanguageModel
-from tests.commands import Run
+from nanogpt.training.progress_bar import StepBar
+from nanogpt.training.datamodule import CharDataModule
+from nanogpt.training.lightning_module import LanguageModel
+from tests.command_lines import Run
 from tests.training.oracles import curves, events, kept_weights, printed_losses, run_folder
 
 EVALUATED = ["loss", "perplexity", "bits_per_character"]
@@ -202,7 +202,7 @@ def test_a_step_is_measured_on_a_sixteenth_of_a_batch_by_the_fastest_of_three(
     readings = iter([0.0, 50.0, 100.0, 115.0, 200.0, 220.0])  # the second step takes 15 s
     monkeypatch.setattr(report.time, "perf_counter", lambda: next(readings))
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    data = CharacterData(text, block_size=8, batch_size=64)
+    data = CharDataModule(text, block_size=8, batch_size=64)
     model = LanguageModel("bigram", block_size=8, vocabulary="ab")
     model.configure_model()
     assert report.seconds_per_step(trainer, model, data) == 15 * 64 / 4

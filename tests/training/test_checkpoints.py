@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nanogpt.training.checkpoints import AtomicCheckpointIO
-from tests.commands import Run
+from tests.command_lines import Run
 
 ROOT = Path(__file__).parents[2]
 KEPT = Path("lightning_logs/version_0/checkpoints")

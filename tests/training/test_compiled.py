@@ -10,11 +10,11 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from nanogpt.models import GPT, Modern, Shifted
+from nanogpt.models import GPT, ModernGPT, Shifted
 from nanogpt.training.callbacks import Recorder
 from nanogpt.training.compiled import CompiledLoss, compiled_loss
-from nanogpt.training.module import LanguageModel, next_character_loss
-from tests.commands import Run, is_one_line
+from nanogpt.training.lightning_module import LanguageModel, next_character_loss
+from tests.command_lines import Run, is_one_line
 from tests.training.oracles import curves, distance, kept_weights, run_folder
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -73,8 +73,8 @@ def test_a_compiled_run_is_the_same_up_to_rounding_and_goes_on_uncompiled(fit: R
     assert distance(weights(0), kept_weights(1)) < 1e-5
 
 
-@pytest.mark.parametrize("architecture", [GPT, Modern, Shifted])
-def test_what_a_gpu_runs_is_traced_in_one_piece(architecture: type[GPT | Modern]) -> None:
+@pytest.mark.parametrize("architecture", [GPT, ModernGPT, Shifted])
+def test_what_a_gpu_runs_is_traced_in_one_piece(architecture: type[GPT | ModernGPT]) -> None:
     # no CUDA here: "meta" stands for a device that is not a CPU, and takes the same branches
     with torch.device("meta"):
         net, cut = architecture(65, **SIZES, dropout=0.2), torch.zeros(4, 8, dtype=torch.long)

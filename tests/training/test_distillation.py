@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nanogpt.models import GPT
 from nanogpt.training.distillation import distilled_loss
-from tests.commands import Run, is_one_line
+from tests.command_lines import Run, is_one_line
 from tests.training.oracles import curves, kept_weights, printed_losses, run_folder
 
 IDS = torch.randint(17, (4, 7), generator=torch.Generator().manual_seed(1))

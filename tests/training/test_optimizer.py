@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nanogpt.models import Modern
+from nanogpt.models import ModernGPT
 from nanogpt.training import optimizer
 from nanogpt.training.optimizer import (
     Muon,
@@ -17,7 +17,7 @@ from nanogpt.training.optimizer import (
     learning_rate_factor,
     orthogonal,
 )
-from tests.commands import Run
+from tests.command_lines import Run
 from tests.training.oracles import curves, run_folder
 
 HALF_ROOT = math.sqrt(0.5)
@@ -111,7 +111,7 @@ def test_muon_with_another_setting_would_be_seen(wrong: dict[str, float]) -> Non
 def test_what_is_made_orthogonal_keeps_its_directions(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    left, right = u.T @ orthogonal(torch.stack([matrix, 100 * matrix])) @ v.T
+    left, right = u.T @ newton_schulz(torch.stack([matrix, 100 * matrix])) @ v.T
     assert left.diagonal().min() > 0.5
     assert left.diagonal().max() < 1.3
     assert (left - left.diagonal().diag()).abs().max() < 1e-3
@@ -120,7 +120,7 @@ def test_what_is_made_orthogonal_keeps_its_directions(shape: tuple[int, int]) ->
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
-    net = Modern(17, 8, 2, 2, 8)
+    net = ModernGPT(17, 8, 2, 2, 8)
     muon, adamw = build_optimizer(net, {**SETTINGS, "optimizer": "muon"}, False).param_groups
     assert {tuple(p.shape) for p in muon["params"]} == {(24, 8), (8, 8), (32, 8), (8, 32)}
     assert {tuple(p.shape) for p in adamw["params"]} == {(17, 8)}
@@ -130,13 +130,13 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
 
 
 def test_both_go_on_from_their_state() -> None:
-    def trained(net: Modern, rule: Any) -> None:
+    def trained(net: ModernGPT, rule: Any) -> None:
         for _ in range(3):
             net(torch.arange(8)[None]).square().mean().backward()
             rule.step()
             rule.zero_grad()
 
-    settings, net = {**SETTINGS, "optimizer": "muon"}, Modern(17, 8, 1, 2, 8)
+    settings, net = {**SETTINGS, "optimizer": "muon"}, ModernGPT(17, 8, 1, 2, 8)
     nn.init.normal_(net.lm_head.weight)
     rule = build_optimizer(net, settings, fused=True)
     trained(net, rule)

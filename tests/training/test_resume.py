@@ -12,8 +12,8 @@ import yaml
 
 from nanogpt.training import cli
 from nanogpt.training.callbacks import Recorder
-from nanogpt.training.lock import claimed
-from tests.commands import CONFIGS, TINY, Outcome, Run
+from nanogpt.training.run_lock import claimed
+from tests.command_lines import CONFIGS, TINY, Outcome, Run
 from tests.training.oracles import curves, printed_losses, run_folder
 
 GPT = ["--config", str(CONFIGS / "quickstart.yaml"), *TINY, "--model.dropout=0.3"]

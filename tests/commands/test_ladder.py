@@ -1,0 +1,143 @@
+"""``ladder`` runs its rungs one after the other and ends in a table and a chart."""
+
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from nanogpt.insight import gallery
+from nanogpt.insight.reference import Losses
+from nanogpt.training import ladder
+from tests.command_lines import Outcome, Run
+from tests.training.oracles import curves
+
+FOLDER = Path("lightning_logs") / "ladder" / "version_0"
+
+
+@pytest.fixture
+def climb(run: Run, text: str, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a ladder of a few steps on a small text."""
+    monkeypatch.setattr(gallery, "SAMPLES", 2)
+    monkeypatch.setattr(gallery, "SAMPLE_CHARACTERS", 10)
+
+    def climb(*options: str) -> Outcome:
+        small = ("--trainer.max_steps=2", "--data.batch_size=2", "--trainer.accelerator=cpu")
+        return run("ladder", f"--data.corpus={text}", *small, *options)
+
+    return climb
+
+
+def rows(out: str) -> dict[str, list[str]]:
+    return {
+        row[0][:2]: row[1:]
+        for row in (re.split(r" {2,}", line) for line in out.splitlines())
+        if re.match(r"\d\d \w", row[0]) and len(row) > 3
+    }
+
+
+def test_it_runs_every_config_in_order_and_tells_what_each_adds(climb: Run) -> None:
+    done = climb("--card=false")
+    assert done.code == 0, done.err
+    paths = sorted(ladder.CONFIGS.glob("*.yaml"))
+    table = rows(done.out)
+    assert list(table) == [path.name[:2] for path in paths]
+    for path, (parameters, _, *_, adds) in zip(paths, table.values(), strict=True):
+        assert path.read_text(encoding="utf-8").startswith(f"# {adds} ({parameters} parameters)")
+        (loss,) = re.findall(r"^\S+", table[path.name[:2]][1])
+        recorded = curves(FOLDER / path.stem)["loss/val"]
+        assert f"{min(recorded.values()):.4f}" == loss
+
+
+def test_it_leaves_a_table_and_a_chart_and_every_run_with_its_card(climb: Run) -> None:
+    done = climb("--rungs=3,4")
+    assert sorted(path.parent.name for path in FOLDER.glob("*/card.md")) == ["03_head", "04_heads"]
+    page = (FOLDER / "ladder.md").read_text(encoding="utf-8")
+    for cells in rows(done.out).values():
+        assert f"| {cells[-1]} |" in page
+    assert "--rungs" in page
+    with Image.open(FOLDER / "ladder.png") as picture:
+        assert picture.width > 1000
+
+
+def test_changes_are_between_neighbours_and_a_rise_is_told_with_its_reason(
+    climb: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([1.0, 3.0, 2.5, 2.75])
+    monkeypatch.setattr(ladder, "best", lambda _: Losses(2, 0.0, next(losses)))
+    done = climb("--card=false", "--rungs=1,2,3,6")
+    table = rows(done.out)
+    assert [row[1] for row in table.values()] == ["1.0000", "3.0000", "2.5000", "2.7500"]
+    assert [row[2] for row in table.values()][1:] == ["+2.0000", "-0.5000", "+0.2500"]
+    told = " ".join(done.out.split())
+    assert "02 average does not lower the val loss. It does worse than the bigram:" in told
+    assert "06 layers does not lower the val loss. Depth alone does not help:" in told
+    assert "03 head does not" not in told
+
+
+def test_seeds_give_means_and_spreads(climb: Run) -> None:
+    done = climb("--rungs=4", "--seeds=3", "--card=false")
+    folders = [FOLDER / f"04_heads_{seed}" for seed in (1337, 1338, 1339)]
+    losses = [min(curves(folder)["loss/val"].values()) for folder in folders]
+    assert len(set(losses)) == 3
+    stated = f"{statistics.fmean(losses):.4f} ± {statistics.stdev(losses):.4f}"
+    assert rows(done.out)["04"][1] == stated
+    assert stated in (FOLDER / "ladder.md").read_text(encoding="utf-8")
+
+
+def test_a_second_ladder_leaves_the_first_alone_and_neither_is_the_newest_run(
+    climb: Run, run: Run
+) -> None:
+    climb("--rungs=1", "--card=false")
+    before = (FOLDER / "ladder.md").read_bytes()
+    climb("--rungs=2", "--card=false")
+    assert (FOLDER / "ladder.md").read_bytes() == before
+    assert (FOLDER.with_name("version_1") / "02_average").is_dir()
+    assert run("predict").code == 2
+    shown = run("predict", "--ckpt_path", str(FOLDER / "01_bigram"), "--max_new_tokens=5")
+    assert shown.code == 0, shown.err
+
+
+@pytest.mark.parametrize(
+    ("options", "way_out"),
+    [
+        (("--seeds=0",), "at least 1"),
+        (("--seeds=x",), "invalid int value"),
+        (("--rungs=0",), "from 1 to 9"),
+        (("--rungs=one",), "from 1 to 9"),
+        (("--rungs=",), "from 1 to 9"),
+        (("--config=x.yaml",), "leave it out"),
+        (("--seed_everything", "3"), "leave it out"),
+        (("--ckpt_path=best",), "leave it out"),
+        (("--data.corpus=none.txt",), "does not exist"),
+        (("--model.n_layr=2",), "did you mean --model.n_layer?"),
+        (("--trainer.limit_val_batches=0",), "evaluat"),
+    ],
+)
+def test_a_mistake_is_one_line(climb: Run, options: tuple[str, ...], way_out: str) -> None:
+    done = climb("--card=false", *options)
+    assert done.code == 2
+    (line,) = done.err.splitlines()
+    assert line.startswith("error: ")
+    assert way_out in line
+    assert not done.out
+    if "limit_val_batches" not in options[0]:
+        assert not Path("lightning_logs").exists()
+
+
+def test_without_a_network_the_stand_in_is_announced_once(run: Run) -> None:
+    done = run("ladder", "--rungs=1,2", "--trainer.max_steps=1", "--card=false")
+    assert done.code == 0, done.err
+    assert done.err.count("stands in for it") == 1
+    assert "standing in for tiny_shakespeare" in (FOLDER / "ladder.md").read_text(encoding="utf-8")
+
+
+def test_without_a_network_nothing_stands_in_that_may_not(run: Run) -> None:
+    done = run("ladder", "--rungs=1", "--trainer.max_steps=1", "--data.offline_corpus=null")
+    assert done.code == 2
+    assert "not on this machine" in done.err
+
+
+def test_rungs_are_run_once_each_and_in_order(climb: Run) -> None:
+    assert list(rows(climb("--rungs=4,1,4", "--card=false").out)) == ["01", "04"]

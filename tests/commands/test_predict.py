@@ -1,0 +1,395 @@
+"""``predict`` as a user types it: text on stdout, all else on stderr, and a quiet end."""
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanogpt.commands.main import main
+from nanogpt.generation import generate as generating
+from nanogpt.generation import predict
+from nanogpt.generation.generate import generate, generate_many, load
+from nanogpt.generation.checkpoint import SETTINGS
+from nanogpt.generation.sampling import SamplingRule
+from nanogpt.models import GPT
+from tests.command_lines import Outcome, Run, is_one_line
+from tests.models.oracles import DIVIDING, loud
+
+LETTERS = "\n abcdefgé🎭"
+SIZE: dict[str, Any] = {**DIVIDING, "block_size": 8}
+BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A checkpoint as `fit` writes one, but of a model that nobody had to train."""
+    size = {**SIZE, "vocab_size": len(LETTERS)}
+    weights = loud(GPT(**size)).float().state_dict()
+    hparams = {"architecture": "gpt", "vocabulary": LETTERS, **dict.fromkeys(SETTINGS), **size}
+    content = {
+        "state_dict": {f"net.{name}": weight for name, weight in weights.items()},
+        "hyper_parameters": hparams,
+        "global_step": 7,
+        "CharDataModule": {},
+    }
+    path = tmp_path_factory.mktemp("run") / "best.ckpt"
+    torch.save(content, path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def sample(checkpoint: bytes, run: Run) -> Run:
+    """Run ``predict`` in a folder with one run, in float32."""
+    BEST.parent.mkdir(parents=True)
+    BEST.write_bytes(checkpoint)
+
+    def sample(*options: str) -> Outcome:
+        return run("predict", "--weights=fp32", *options)
+
+    return sample
+
+
+def text(prompt: str = "", n: int = 500, **settings: Any) -> str:
+    return prompt + "".join(generate(load("best", "fp32"), prompt, n, **settings))
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, typed: str | bytes) -> None:
+    """Give standard input what a user types, or another program writes."""
+    raw = typed if isinstance(typed, bytes) else typed.encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8"))
+
+
+# text
+
+
+def test_stdout_is_the_librarys_text_and_stderr_says_where_from(sample: Run) -> None:
+    outcome = sample("--prompt=abc", "--max_new_tokens=30", "--seed=5")
+    assert outcome.code == 0
+    assert outcome.out == text("abc", 30, seed=5) + "\n"
+    assert outcome.err == f"sampling from {BEST}\n"
+
+
+def test_by_default_500_characters_follow_a_line_break(sample: Run) -> None:
+    out = sample().out
+    assert out.startswith(text("", 20))
+    assert len(out) == 501
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        (["--temperature=0.7", "--top_k=4"], {"rule": SamplingRule(0.7, 4)}),
+        (["--top_p=0.6"], {"rule": SamplingRule(top_p=0.6)}),
+        (["--temperature=0"], {"rule": SamplingRule(0.0)}),
+        (["--context=exact"], {"context": "exact"}),
+        (["--stop=a"], {"stop": ["a"]}),
+        (["--stop=dd", "--stop= b", "--stop=\n"], {"stop": ["dd", " b", "\n"]}),
+        (["--stop=1"], {"stop": ["1"]}),
+        (["--stop=null"], {"stop": ["null"]}),
+    ],
+    ids=str,
+)
+def test_options_do_what_they_do_in_the_library(
+    sample: Run, options: list[str], settings: dict[str, Any]
+) -> None:
+    outcome = sample("--prompt=e", "--max_new_tokens=40", *options)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == text("e", 40, **settings) + "\n"
+
+
+def test_greedy_needs_no_chance(sample: Run) -> None:
+    seeds = ("--seed=1", "--seed=2")
+    assert len({sample("--temperature=0", "--max_new_tokens=20", seed).out for seed in seeds}) == 1
+
+
+def test_samples_stand_apart_each_with_its_prompt(sample: Run) -> None:
+    options = ("--prompt=ab", "--max_new_tokens=20", "--stop=dd")
+    outcome = sample(*options, "--num_samples=5")
+    many = list(generate_many(load("best", "fp32"), 5, "ab", 20, stop=["dd"]))
+    assert outcome.out == "".join(f"ab{one}\n\n" for one in many)
+    assert sample(*options).out == f"ab{many[0]}\n"
+    assert [f"sample {i} of 5" for i in range(1, 6)] == outcome.err.splitlines()[1:]
+
+
+@pytest.mark.parametrize("prompt", ["null", "1", "[a]", "a: b", " a ", "\na\n", '"a"', "- a"])
+def test_a_prompt_is_taken_letter_by_letter(
+    sample: Run, prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[str]()
+    monkeypatch.setattr(predict, "generate", lambda _, prompt, **__: seen.append(prompt) or [])
+    monkeypatch.setattr(predict, "known", lambda prompt, *_: prompt)
+    assert sample(f"--prompt={prompt}").out == f"{prompt}\n"
+    assert seen == [prompt]
+
+
+# prompts from elsewhere
+
+
+@pytest.mark.parametrize(
+    ("raw", "encoding"),
+    [("aé🎭\nb\n".encode(), "utf-8"), ("aé🎭\nb\n".encode("utf-16"), "utf-16"),
+     ("\ufeffaé🎭\r\nb\r\n".encode(), "utf-8")],
+    ids=["utf-8", "utf-16", "windows"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["prompt.txt", "-"])
+def test_a_prompt_can_come_from_a_file_or_a_pipe(
+    sample: Run, raw: bytes, encoding: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("prompt.txt").write_bytes(raw)
+    type_in(monkeypatch, raw)
+    outcome = sample(f"--prompt_file={name}", f"--encoding={encoding}", "--max_new_tokens=9")
+    assert outcome.out == text("aé🎭\nb\n", 9) + "\n"
+
+
+def test_unknown_characters_can_be_left_out(sample: Run) -> None:
+    outcome = sample("--prompt=axbyyc", "--on_unknown=skip", "--max_new_tokens=9")
+    assert outcome.out == text("abc", 9) + "\n"
+    assert "3 unknown characters of the prompt are left out" in outcome.err
+    assert (
+        sample("--prompt=xyz", "--on_unknown=skip", "--max_new_tokens=9").out == text("", 9) + "\n"
+    )
+
+
+# output
+
+
+@pytest.mark.parametrize("options", [["--prompt=aé🎭"], ["--num_samples=3"]], ids=str)
+def test_the_output_file_holds_what_stdout_shows(sample: Run, options: list[str]) -> None:
+    outcome = sample(*options, "--max_new_tokens=30", "--output=new.txt")
+    assert Path("new.txt").read_bytes() == outcome.out.encode()
+
+
+def test_no_file_is_ever_overwritten(sample: Run) -> None:
+    Path("mine.txt").write_text("mine")
+    outcome = sample("--output=mine.txt")
+    assert outcome.code == 2
+    assert is_one_line(outcome.err), outcome.err
+    assert "'mine.txt' is there already" in outcome.err
+    assert Path("mine.txt").read_text() == "mine"
+
+
+def test_a_mistake_leaves_no_file(sample: Run) -> None:
+    assert sample("--prompt=x", "--output=new.txt").code == 2
+    assert not Path("new.txt").exists()
+
+
+# a quiet end
+
+
+def pieces_then(last: Callable[[], str]) -> Callable[..., Iterator[str]]:
+    """A `generate` that draws three characters, and then something happens."""
+
+    def generate(*_: Any, **__: Any) -> Iterator[str]:
+        yield from "cde"
+        yield last()
+        yield "f"
+
+    return generate
+
+
+def interrupt() -> str:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_keeps_what_is_written(sample: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "generate", pieces_then(interrupt))
+    outcome = sample("--prompt=ab", "--output=new.txt")
+    assert outcome.code == 130
+    assert outcome.out == Path("new.txt").read_text() == "abcde"
+    assert outcome.err.splitlines()[1:] == ["stopped"]
+
+
+def test_an_interrupt_keeps_the_samples_that_are_written(
+    sample: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "generate_many", pieces_then(interrupt))
+    outcome = sample("--num_samples=5", "--output=new.txt")
+    assert outcome.code == 130
+    assert outcome.out == Path("new.txt").read_text() == "c\n\nd\n\ne\n\n"
+    assert "Traceback" not in outcome.err
+
+
+def test_an_interrupt_keeps_what_is_drawn_of_a_group(
+    sample: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(model: Any, prompt: torch.Tensor, *_: Any) -> Iterator[torch.Tensor]:
+        yield from torch.tensor([[2, 3], [4, 5]])
+        interrupt()
+
+    monkeypatch.setattr(generating, "decode", decode)
+    outcome = sample("--num_samples=2")
+    assert outcome.code == 130
+    assert outcome.out == "ac\n\nbd\n\n"
+    assert outcome.err.splitlines()[-1] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--temperature=0", "--top_k=3"], "temperature 0 top_k and top_p change nothing"),
+        (["--temperature=0", "--top_p=0.5"], "temperature 0 top_k and top_p change nothing"),
+        (["--encoding=latin-1"], "encoding is that of a --prompt_file"),
+        (["--temperature=0"], None),
+        (["--top_k=3", "--encoding=utf-8"], None),
+    ],
+    ids=str,
+)
+def test_a_setting_that_changes_nothing_is_announced(
+    sample: Run, options: list[str], said: str | None
+) -> None:
+    outcome = sample("--max_new_tokens=1", *options)
+    assert outcome.code == 0
+    assert ("notice" in outcome.err) == (said is not None)
+    assert (said or "") in outcome.err
+
+
+@pytest.mark.parametrize("how", ["generate", "generate_many"])
+def test_a_broken_pipe_is_quiet(
+    sample: Run, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+
+    def no_more_reader() -> str:
+        os.close(reader)
+        return "x"
+
+    samples = "--num_samples=1" if how == "generate" else "--num_samples=5"
+    monkeypatch.setattr(predict, how, pieces_then(no_more_reader))
+    with os.fdopen(writer, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        assert main(["predict", "--prompt=ab", samples, "--output=new.txt"]) == 0
+    assert "rror" not in capsys.readouterr().err
+    kept = Path("new.txt").read_text()
+    assert kept == ("abcde" if how == "generate" else "abc\n\nabd\n\nabe\n\n")
+
+
+def test_a_bar_shows_on_a_terminal_where_stdout_is_none(
+    sample: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "char" not in sample("--max_new_tokens=3").err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert "0/3 " in sample("--max_new_tokens=3").err
+    assert "0/6 " in sample("--max_new_tokens=3", "--num_samples=2").err
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert "0/3 " not in sample("--max_new_tokens=3").err
+
+
+# interactive
+
+
+def test_each_line_is_a_prompt_until_the_input_ends(
+    sample: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    type_in(monkeypatch, " abc \n\né🎭")
+    outcome = sample("--interactive", "--max_new_tokens=20", "--stop=dd", "--seed=5")
+    prompts = enumerate([" abc ", "", "é🎭"], 5)
+    texts = [text(p, 20, seed=seed, stop=["dd"]).removeprefix(p) for seed, p in prompts]
+    assert outcome.code == 0
+    assert outcome.out == "".join(f"{continued}\n" for continued in texts)
+
+
+def test_a_prompt_with_unknown_characters_does_not_end_the_talk(
+    sample: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    type_in(monkeypatch, "xyz\nab\n")
+    outcome = sample("--interactive", "--max_new_tokens=5")
+    assert outcome.code == 0
+    assert "error: the character 'x' at position 0" in outcome.err
+    assert outcome.out == "\n" + text("ab", 5, seed=1338).removeprefix("ab") + "\n"
+    type_in(monkeypatch, "xayz\n")
+    skipped = sample("--interactive", "--max_new_tokens=5", "--on_unknown=skip")
+    assert skipped.out == text("a", 5).removeprefix("a") + "\n"
+
+
+def test_what_is_no_text_does_not_end_the_talk(
+    sample: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    type_in(monkeypatch, b"a\xff\nab\n")
+    outcome = sample("--interactive", "--max_new_tokens=5")
+    assert outcome.code == 0
+    assert outcome.out.endswith(text("ab", 5, seed=1338).removeprefix("ab") + "\n")
+
+
+def test_an_interrupt_ends_a_text_and_not_the_talk(
+    sample: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "generate", pieces_then(interrupt))
+    type_in(monkeypatch, "a\nb\n")
+    outcome = sample("--interactive")
+    assert outcome.code == 0
+    assert outcome.out == "cde\ncde\n"
+
+
+# mistakes
+
+MISTAKES = [
+    # options, what the line must say
+    (["--temperature=-1"], "temperature"),
+    (["--temperature=nan"], "temperature"),
+    (["--temperature=inf"], "temperature"),
+    (["--temperature=warm"], "temperature cannot be 'warm'"),
+    (["--top_k=0"], "top_k must be at least 1"),
+    (["--top_k=1.5"], "top_k cannot be '1.5'"),
+    (["--top_p=0"], "top_p must be above 0"),
+    (["--top_p=1.5"], "top_p must be above 0 and at most 1"),
+    (["--top_p=nan"], "top_p"),
+    (["--num_samples=0"], "num_samples must be at least 1"),
+    (["--max_new_tokens=-5"], "max_new_tokens must be at least 1"),
+    (["--seed=-1"], "seed"),
+    ([f"--seed={2**63}"], "seed"),
+    (["--stop="], "stop string cannot be empty"),
+    (["--stop=a", "--stop="], "stop string cannot be empty"),
+    (["--stop"], "--stop takes a value"),
+    (["--context=full"], "refill, exact"),
+    (["--weights=int4"], "fp32, bf16, int8"),
+    (["--on_unknown=ignore"], "error, skip"),
+    (["--prompt=Thx"], "'T' at position 0"),
+    (["--prompt=abx"], "--on_unknown skip"),
+    (["--promt=abc"], "--prompt"),
+    (["--stopp=abc"], "--stop"),
+    (["surplus"], "surplus"),
+    (["--prompt=a", "--prompt_file=prompt.txt"], "not by both"),
+    (["--prompt_file=missing.txt"], "'missing.txt' does not exist"),
+    (["--prompt_file="], "is not a file"),
+    (["--prompt_file=empty.txt"], "is empty"),
+    (["--prompt_file=binary.bin"], "byte 1 is 0xff"),
+    (["--prompt_file=."], "is not a file"),
+    (["--prompt_file=unknown.txt"], "'z' at position 1"),
+    (["--prompt_file=prompt.txt", "--encoding=utf-9"], "utf-9"),
+    (["--prompt_file=-"], "byte 2 is 0xff"),
+    (["--output=no/folder/new.txt"], "cannot be made"),
+    (["--output="], "is there already"),
+    (["--output=."], "is there already"),
+    (["--output=prompt.txt"], "is there already"),
+    (["--interactive", "--prompt=a"], "interactive"),
+    (["--interactive", "--prompt_file=-"], "interactive"),
+    (["--interactive", "--num_samples=2"], "interactive"),
+    (["--interactive", "--output=new.txt"], "interactive"),
+    (["--ckpt_path=missing.ckpt"], "missing.ckpt"),
+    (["--ckpt_path=prompt.txt"], "not a checkpoint"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), MISTAKES, ids=[" ".join(options) for options, _ in MISTAKES]
+)
+def test_a_mistake_gets_one_line(
+    sample: Run, options: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("empty.txt").touch()
+    Path("prompt.txt").write_text("abc")
+    Path("unknown.txt").write_text("azc")
+    Path("binary.bin").write_bytes(b"a\xff\0\1")
+    type_in(monkeypatch, b"ab\xff")
+    before = sorted(Path().rglob("*"))
+    outcome = sample(*options)
+    assert outcome.code == 2
+    assert is_one_line(outcome.err), outcome.err
+    assert says in outcome.err
+    assert outcome.out == ""
+    assert sorted(Path().rglob("*")) == before

@@ -1,0 +1,230 @@
+"""``score`` as a user types it: the numbers, the page, and what a mistake gets."""
+
+import errno
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nanogpt.generation.checkpoint import load_model
+from nanogpt.insight import score
+from nanogpt.insight.printable import one_line
+from nanogpt.insight.html_report import Summary
+from nanogpt.runs import find_checkpoint
+from nanogpt.text.pastiche import pastiche
+from tests.command_lines import Run
+
+TEXT = pastiche()[2000:].lstrip()[:900]
+BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
+KEPT: list[bytes] = []  # one training serves all tests here
+
+
+@pytest.fixture
+def trained(fit: Run) -> None:
+    """A run, and a text to score."""
+    if KEPT:
+        BEST.parent.mkdir(parents=True)
+        BEST.write_bytes(KEPT[0])
+    else:
+        assert fit().code == 0
+        KEPT.append(BEST.read_bytes())
+    Path("my.txt").write_text(TEXT, encoding="utf-8")
+
+
+def numbers(out: str) -> dict[str, str]:
+    """The name and the value of each line but the first."""
+    lines = [re.split(r"  +", line, maxsplit=1) for line in out.splitlines()[1:]]
+    return {name: value.split()[0] for name, value in lines}
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, raw: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+
+
+def shown(page: str) -> list[str]:
+    return re.findall(r'data-t="[^"]*">([^<]*)</span>', page)
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_numbers_are_those_of_one_forward_pass(run: Run) -> None:
+    Path("short.txt").write_text(TEXT[:8], encoding="utf-8")  # as long as the block
+    model, tokenizer = load_model(find_checkpoint())
+    ids = tokenizer.encode("\n" + TEXT[:8]).long()
+    with torch.no_grad():
+        losses = F.cross_entropy(model(ids[None, :-1])[0], ids[1:], reduction="none").double()
+    loss = losses.mean()
+    outcome = run("score", "--text", "short.txt")
+    assert outcome.code == 0, outcome.err
+    first = outcome.out.splitlines()[0].replace("\\", "/")
+    assert first.strip() == "short.txt under lightning_logs/version_0/checkpoints/best.ckpt"
+    found = numbers(outcome.out)
+    assert found["characters"] == "8"
+    assert float(found["loss"]) == pytest.approx(loss.item(), abs=6e-5)
+    assert float(found["bits per character"]) == pytest.approx(loss.item() * 1.442695, abs=6e-5)
+    assert float(found["perplexity"]) == pytest.approx(loss.exp().item(), rel=1e-5)
+    place = int(losses.argmax())
+    said = (
+        f"({losses[place].item() * 1.442695:.1f} bits) on line 1: “{one_line(TEXT[: place + 1])}”"
+    )
+    assert said in outcome.out
+    assert outcome.err.startswith("scoring with ")
+    assert outcome.err.count("\n") == 1
+
+
+def test_the_most_surprising_character_has_its_line_in_the_text_as_given() -> None:
+    content = "zero, one\nzwei\nhere and\tthere, and 'everywhere\nfive"
+    places = [place for place, c in enumerate(content) if c not in "\nzw"]  # others are unknown
+    nats = torch.zeros(len(places))
+    nats[places.index(content.index("'"))] = 7
+    said = score.report(Summary("a", "b", len(places), 0.1), content, places, nats)
+    assert said.endswith("‘'’ (10.1 bits) on line 3: “…one⏎zwei⏎here and⇥there, and '”")
+    nats[0] = 8
+    said = score.report(Summary("a", "b", len(places), 0.1), content, places, nats)
+    assert said.endswith("‘e’ (11.5 bits) on line 1: “ze”")
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_page_holds_the_text_and_replaces_an_earlier_one(run: Run) -> None:
+    before = {*Path().rglob("*")}
+    outcome = run("score", "--text", "my.txt", "--html", "page.html")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.splitlines()[-1] == "page.html"
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert len(shown(page)) == len(TEXT)
+    assert outcome.out == run("score", "--text", "my.txt").out
+    for value in (numbers(outcome.out)[name] for name in ("loss", "bits per character")):
+        assert value in page
+    Path("my.txt").write_text(TEXT[:50], encoding="utf-8")
+    assert run("score", "--text", "my.txt", "--html", "page.html").code == 0
+    assert len(shown(Path("page.html").read_text(encoding="utf-8"))) == 50
+    assert {*Path().rglob("*")} - before == {Path("page.html")}
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_long_text_is_scored_whole_and_shown_in_part(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run("score", "--text", "my.txt").out
+    monkeypatch.setattr(score, "SHOWN", 100)
+    outcome = run("score", "--text", "my.txt", "--html", "page.html")
+    assert outcome.out == whole
+    note = "the page shows the first 100 of 900 characters"
+    assert note in outcome.err
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert note in page
+    assert len(shown(page)) == 100
+    assert "shows" not in run("score", "--text", "my.txt").err
+
+
+@pytest.mark.usefixtures("trained")
+def test_stdin_is_read_as_a_file_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run("score", "--text", "my.txt").out.splitlines()[1:]
+    raws = {
+        "utf-8": b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode(),
+        "utf-16": TEXT.replace("\n", "\r").encode("utf-16"),
+    }
+    for encoding, raw in raws.items():
+        stand_in(monkeypatch, raw)
+        outcome = run("score", "--text=-", f"--encoding={encoding}")
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.splitlines()[1:] == expected
+        assert "standard input under" in outcome.out
+
+
+@pytest.mark.usefixtures("trained")
+def test_unknown_characters_are_an_error_or_are_skipped(run: Run) -> None:
+    Path("odd.txt").write_text("é" + "@\n@\n" + TEXT.replace("e", "eé"), encoding="utf-8")
+    Path("plain.txt").write_text("\n\n" + TEXT, encoding="utf-8")
+    refused = run("score", "--text=odd.txt")
+    assert refused.code == 2
+    assert "'é' at position 0" in refused.err
+    assert "--on_unknown skip" in refused.err
+    skipped = run("score", "--text=odd.txt", "--on_unknown=skip", "--html=odd.html")
+    assert skipped.code == 0, skipped.err
+    said = f"{TEXT.count('e') + 3} of {len(TEXT) + TEXT.count('e') + 5} characters are unknown"
+    assert said in skipped.err
+    assert said in Path("odd.html").read_text(encoding="utf-8")
+    plain = run("score", "--text=plain.txt")
+    found, expected = numbers(skipped.out), numbers(plain.out)
+    assert found == expected
+    line = re.compile(r"on line (\d+)")
+    assert line.findall(skipped.out) == line.findall(plain.out)
+
+
+MISTAKES = [
+    # options, what the line must say
+    ([], "score needs a text: --text FILE, or --text - for stdin"),
+    (["--txt=my.txt"], "did you mean --text?"),
+    (["my.txt"], "unexpected argument 'my.txt'"),
+    (["--text=missing.txt"], "'missing.txt' does not exist"),
+    (["--text=."], "'.' is not a file"),
+    (["--text=empty.txt"], "empty"),
+    (["--text=binary.txt"], "byte 3 is 0xff"),
+    (["--text=-"], "'standard input' is not utf-8: byte 1"),
+    (["--text=my.txt", "--encoding=utf-9"], "no encoding 'utf-9'"),
+    (["--text=foreign.txt", "--on_unknown=skip"], "no character of the text"),
+    (["--text=foreign.txt"], "'é' at position 0"),
+    (["--text=my.txt", "--on_unknown=guess"], "error, skip"),
+    (["--text=my.txt", "--ckpt_path=missing.ckpt"], "missing.ckpt"),
+    (["--text=my.txt", "--ckpt_path=my.txt"], "not a checkpoint"),
+    (["--text=my.txt", "--ckpt_path=nan.ckpt"], "no numbers"),
+    (["--text=my.txt", "--html=my.txt"], "'my.txt' is there already"),
+    (["--text=my.txt", "--html=empty.txt"], "'empty.txt' is there already"),
+    (["--text=my.txt", "--html=late.html"], "'late.html' is there already"),
+    (["--text=my.txt", "--html=lightning_logs"], "is a folder"),
+    (["--text=my.txt", "--html="], "is a folder"),
+    (["--text=my.txt", "--html=no/page.html"], "folder that does not exist"),
+]
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_mistake_gets_one_line_and_overwrites_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("empty.txt").touch()
+    Path("binary.txt").write_bytes(b"abc\xff")
+    Path("foreign.txt").write_text("éé", encoding="utf-8")
+    Path("late.html").write_text(" " * 1000 + 'content="nanogpt score"', encoding="utf-8")
+    content = torch.load(find_checkpoint(), weights_only=True)
+    content["state_dict"]["net.lm_head.bias"][0] = float("nan")
+    torch.save(content, "nan.ckpt")
+    before = {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()}
+    for options, says in MISTAKES:
+        stand_in(monkeypatch, b"a\xff")
+        outcome = run("score", *options)
+        assert outcome.code == 2, options
+        *scoring, error = outcome.err.splitlines()
+        assert error.startswith("error: "), outcome.err
+        assert says in error
+        assert bool(scoring) == ("--ckpt_path=nan.ckpt" in options)
+        assert outcome.out == ""
+    assert {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_full_disk_leaves_the_earlier_page_whole(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("score", "--text=my.txt", "--html=page.html")
+    before = {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()}
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    outcome = run("score", "--text=my.txt", "--html=page.html")
+    assert outcome.code == 2
+    assert "page.html" in outcome.err.splitlines()[-1]
+    assert numbers(outcome.out)["characters"] == "900"
+    assert {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()} == before
+
+
+def test_score_without_a_run_shows_the_way_to_one(run: Run, text: str) -> None:
+    outcome = run("score", "--text", text)
+    assert outcome.code == 2
+    assert "fit --config" in outcome.err

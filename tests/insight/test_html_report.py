@@ -1,0 +1,176 @@
+"""A page gives back the text it was made of, whatever that is, and what the model thought of it."""
+
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+
+import pytest
+
+from nanogpt.insight.printable import one_line, visible
+from nanogpt.insight.html_report import CODES, DIGITS, MARK, SHADES, Summary, code, digits, page, shade
+
+HOSTILE = [
+    *("<script>alert(1)</script>", "</div></main><!--", "\"'&amp;&lt;>`", "<![CDATA[", "{}[]()\\"),
+    *("a\x00b\x1b\x7f\x85", "\u202eright\u200f to left\u2066", "\ufeff\u2028\u2029\u200d"),
+    *("⏎ ␣ \ufffd", "\n\n  two\tand\n \n", "𝔘🎭é\u0301", "NAMES DIGITS ${x}", "مرحبا שלום"),
+]  # fmt: skip
+
+
+class Reader(HTMLParser):
+    """What a page holds: its elements, the spans of its text and its script."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.elements: Counter[str] = Counter()
+        self.attributes: set[str] = set()
+        self.spans: list[tuple[dict[str, str | None], str]] = []
+        self.open: list[str] = []
+        self.data: dict[str, str] = {}
+        self.feed(content)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements[tag] += 1
+        self.attributes |= {name for name, _ in attrs}
+        if tag != "meta":
+            self.open.append(tag)
+        if tag == "span" and "data-t" in dict(attrs):
+            self.spans.append((dict(attrs), ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.data[self.open[-1]] = self.data.get(self.open[-1], "") + data
+        if self.open[-1:] == ["span"] and self.open[-2] == "div" and self.spans:
+            attributes, text = self.spans[-1]
+            self.spans[-1] = attributes, text + data
+
+    def shade(self, place: int) -> int:
+        return int((self.spans[place][0]["class"] or "").split()[1].removeprefix("s"))
+
+    def tooltip(self, place: int) -> tuple[float, list[tuple[str, float]]]:
+        """The bits at a place, and the likely characters with their probabilities."""
+        found = re.search(r"names = (\{.*?\}), own", self.data["script"])
+        assert found
+        names = json.loads(found[1])
+        data = self.spans[place][0]["data-t"] or ""
+        parts = [data[i : i + 3] for i in range(0, len(data), 3)]
+        likely = [(names[part[0]], number(part[1:]) / 4095) for part in parts[1:]]
+        return number(parts[0]) / 1000, likely
+
+
+def number(places: str) -> int:
+    return sum(DIGITS.index(d) * 64**i for i, d in enumerate(reversed(places)))
+
+
+def page_of(text: str, name: str = "my.txt", notes: tuple[str, ...] = ()) -> str:
+    """A page on which each character has 0.7 bits more than the one before and two likely ones."""
+    vocabulary = "".join(sorted(set(text)))
+    bits = [0.7 * place for place in range(len(text))]
+    likely = [[vocabulary.index(c), (i * 7) % len(vocabulary)] for i, c in enumerate(text)]
+    chances = [[0.6, 0.4 / (place + 1)] for place in range(len(text))]
+    summary = Summary(name, "runs/best.ckpt", 1234, 1.6487)
+    return page(summary, notes, text, bits, likely, chances, vocabulary)
+
+
+def test_the_text_can_be_read_back_from_the_spans() -> None:
+    text = "The time is <out>\n\n\tof joint & \"so\" 'on'. 🎭é⏎\n"
+    read = Reader(page_of(text))
+    assert "".join(shown for _, shown in read.spans) == text
+
+
+def test_what_the_tooltip_says() -> None:
+    text = "The time\nis out."
+    read, vocabulary = Reader(page_of(text)), sorted(set(text))
+    for place, character in enumerate(text):
+        bits, likely = read.tooltip(place)
+        assert bits == pytest.approx(0.7 * place, abs=5e-4)
+        assert likely[0] == (visible(character), pytest.approx(0.6, abs=1e-3 / 8))
+        other = visible(vocabulary[place * 7 % len(vocabulary)])
+        assert likely[1] == (other, pytest.approx(0.4 / (place + 1), abs=1e-3 / 8))
+
+
+def test_shades_rise_with_surprisal_and_stay_legible() -> None:
+    read = Reader(page_of("abcdefghijklmnopqrst"))
+    shades = [read.shade(place) for place in range(20)]
+    assert shades == sorted(shades)
+    assert len(set(shades)) > 10
+    assert [shade(bits) for bits in (0, 0.53, 0.54, 7.99, 8, 99)] == [0, 0, 1, 14, 15, 15]
+    light = [luminance(color) for color in (*SHADES, "#1c1917")]
+    assert light == sorted(light, reverse=True)
+    assert light[0] == 1
+    assert (light[15] + 0.05) / (light[16] + 0.05) > 4.5  # the contrast that WCAG 2 asks for
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_inert(text: str) -> None:
+    tame, content = Reader(page_of("x" * len(text))), page_of(text, name=text)
+    read = Reader(content)
+    assert read.elements == tame.elements
+    assert read.attributes == tame.attributes
+    shown = [c if c in " \n\t" else visible(c) for c in text]
+    assert [shown for _, shown in read.spans] == shown
+    assert one_line(text) in read.data["h1"]
+    assert not re.search(r">[<>&\"']</span>|names = [^}]*<[^}]*\}, own", content)  # not even alone
+    unseen = {c for c in content if c != "\n" and visible(c) not in (c, "␣", "⇥")}
+    assert not unseen
+
+
+def test_lone_surrogates_become_replacement_characters() -> None:
+    content = page_of("a\ud800b\udfff", name="\udc80.txt")
+    read = Reader(content.encode().decode())
+    assert "".join(shown for _, shown in read.spans) == "a�b�"
+    assert read.tooltip(1)[1][0][0] == r"\ud800"
+
+
+def test_the_header_says_what_was_scored() -> None:
+    content = page_of("abc", name="<my>.txt", notes=("only <some> of it",))
+    assert content.startswith("<!doctype html>")
+    assert MARK in content[:1000]
+    read = Reader(content)
+    assert read.data["title"] == "<my>.txt: surprisal"
+    assert read.data["code"] == "runs/best.ckpt"
+    assert read.data["dd"] == "1,2341.6487 2.37865.2002"
+    assert read.data["small"] == "nats per character"
+    assert "only <some> of it" in read.data["p"]
+    assert read.elements["i"] == 16
+    assert not re.search(r"""(src|href|url|@import|https?:)""", content)
+
+
+def test_a_page_is_small() -> None:
+    text = "Now is the winter of our discontent\nmade glorious summer " * 100
+    assert len(page_of(text).encode()) / len(text) < 60
+
+
+def test_a_code_for_every_character_there_is() -> None:
+    codes = [code(rank) for rank in range(70_000)]
+    assert len(set(codes)) == len(codes)
+    assert all(len(c) == 1 for c in codes)
+    assert not {*"\"'<>&` \n\t"} & {*codes}
+    assert codes[: len(CODES)] == list(CODES)
+    "".join(codes).encode()
+
+
+def test_numbers_to_the_base_64() -> None:
+    assert [number(digits(n, 2)) for n in (0, 1, 63, 64, 4095)] == [0, 1, 63, 64, 4095]
+    assert number(digits(1e9, 3)) == 64**3 - 1
+    assert number(digits(2.6, 1)) == 3
+
+
+def test_what_cannot_be_seen_is_made_visible() -> None:
+    expected = {"\n": "⏎", " ": "␣", "\t": "⇥", "\x00": r"\x00", "\x9f": r"\x9f", "\r": r"\x0d",
+                "\u202e": r"\u202e", "\ud800": r"\ud800", "\u2028": r"\u2028",
+                "\U000e0041": r"\U000e0041"}  # fmt: skip
+    expected |= {c: c for c in 'aé<&"\\🎭�⏎\u00a0'}
+    assert {c: visible(c) for c in expected} == expected
+    assert one_line("a b\n\tc\x00") == r"a b⏎⇥c\x00"

@@ -1,0 +1,159 @@
+"""A finished run leaves a card, pictures, and more for TensorBoard; a setting turns them off."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from PIL import Image
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+
+from nanogpt.generation.checkpoint import load_model
+from nanogpt.insight import gallery
+from nanogpt.insight.attention_maps import SENTENCE
+from nanogpt.insight.loss_by_position import binned, loss_by_position
+from nanogpt.text.pastiche import pastiche
+from tests.command_lines import CONFIGS, TINY, Outcome, Run
+from tests.training.oracles import curves, events, run_folder
+
+
+@pytest.fixture
+def finish(fit: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Train a tiny GPT, with a card of few and short samples."""
+    monkeypatch.setattr(gallery, "SAMPLES", 3)
+    monkeypatch.setattr(gallery, "SAMPLE_CHARACTERS", 20)
+    return lambda *options: fit("--card=true", *options)
+
+
+def card() -> str:
+    return (run_folder() / "card.md").read_text(encoding="utf-8")
+
+
+def test_the_card_says_what_was_run_on_what_and_how_it_went(finish: Run) -> None:
+    done = finish()
+    assert done.code == 0, done.err
+    assert done.out.rstrip().endswith(f"{run_folder() / 'card.md'}, with curves.png")
+    raw = Path("text.txt").read_bytes()
+    losses = curves(run_folder())["loss/val"]
+    best = min(losses, key=losses.__getitem__)
+    for fact in (
+        *(hashlib.sha256(raw).hexdigest(), "text.txt: 5,000 characters", "2,033 (gpt)"),
+        *("6 steps of 4 x 8 characters, seed 1337", "torch 2.", "lightning 2.6", "Python 3."),
+        *(f"{losses[best]:.4f} nats per character at step {best}", "60 characters in 3 samples"),
+        *("model.n_embd: 8\n", "trainer.max_steps: 6\n", "![losses"),
+        "60 characters of the val split, in such pieces",
+    ):
+        assert fact in card()
+    for usual in ("trainer.devices", "data.seed", "data.block_size", "config:"):
+        assert usual not in card()
+    assert "reference" not in card()
+
+
+def test_the_pictures_can_be_opened(finish: Run) -> None:
+    finish()
+    with Image.open(run_folder() / "curves.png") as picture:
+        assert picture.width > 1000
+    assert not list(run_folder().glob("*partial*"))
+
+
+def test_tensorboard_gets_maps_of_every_layer_and_the_loss_by_position(finish: Run) -> None:
+    finish("--model.n_layer=2")
+    found = events(run_folder())
+    assert found.Tags()["images"] == ["attention/layer_1", "attention/layer_2"]
+    (image,) = found.Images("attention/layer_2")
+    assert image.step == 6
+    assert image.width > image.height > 400
+    model, tokenizer = load_model(run_folder() / "checkpoints" / "best.ckpt")
+    expected = loss_by_position(model, tokenizer.encode(pastiche()[4500:5000]))
+    recorded = curves(run_folder())["loss_by_position/val"]
+    assert list(recorded) == [1, 2, 3, 4, 6, 8]
+    assert list(recorded.values()) == pytest.approx([mean for _, mean in binned(expected)])
+
+
+def test_the_projector_has_a_labelled_point_for_each_character(finish: Run) -> None:
+    finish()
+    config = ProjectorConfig()
+    text_format.Parse((run_folder() / "projector_config.pbtxt").read_text(), config)
+    (embedding,) = config.embeddings
+    labels = (run_folder() / embedding.metadata_path).read_text(encoding="utf-8").splitlines()
+    points = (run_folder() / embedding.tensor_path).read_text(encoding="utf-8").splitlines()
+    assert embedding.tensor_name.startswith("characters")
+    assert labels[:2] == ["⏎", "␣"]
+    assert len(labels) == len(points) == len(set(pastiche()[:5000]))
+
+
+@pytest.mark.parametrize("rung", ["01_bigram", "02_average", "09_sinusoidal"])
+def test_every_kind_of_model_has_a_card(run: Run, text: str, rung: str) -> None:
+    config = str(CONFIGS / "ladder" / f"{rung}.yaml")
+    small = ("--trainer.max_steps=2", "--trainer.accelerator=cpu", "--data.batch_size=2")
+    done = run("fit", "--config", config, f"--data.corpus={text}", *small)
+    assert done.code == 0, done.err
+    assert "10,000 characters in 50 samples" in card()
+    assert len(events(run_folder()).Tags()["images"]) == {"0": 0, "1": 0, "2": 1, "9": 3}[rung[1]]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--card=false",),
+        ("--trainer.logger=false",),
+        ("--trainer.limit_val_batches=0",),
+        ("--trainer.enable_checkpointing=false",),
+    ],
+)
+def test_a_run_can_do_without(finish: Run, options: tuple[str, ...]) -> None:
+    done = finish(*options)
+    assert done.code == 0, done.err
+    assert not list(Path().rglob("card.md"))
+    assert not list(Path().rglob("curves.png"))
+
+
+def test_a_text_of_other_characters_has_a_card_too(run: Run) -> None:
+    Path("text.txt").write_text("`|漢字\n```\t|" * 300, encoding="utf-8")
+    config = str(CONFIGS / "quickstart.yaml")
+    tiny = [option for option in TINY if option != "--card=false"]
+    small = ("--trainer.max_steps=2", "--data.corpus=text.txt")
+    done: Outcome = run("fit", "--config", config, *tiny, *small)
+    assert done.code == 0, done.err
+    assert "Glyph" not in done.err
+    assert (run_folder() / "curves.png").is_file()
+
+
+def test_the_card_shows_the_checkpoint_that_is_best_and_not_step_0(finish: Run) -> None:
+    too_far = ("--model.learning_rate=3", "--model.warmup_steps=0", "--model.schedule=constant")
+    done = finish("--trainer.max_steps=2", "--trainer.val_check_interval=1", *too_far)
+    losses = curves(run_folder())["loss/val"]
+    assert losses[0] < losses[1] < losses[2]
+    assert f"best val loss {losses[1]:.4f} at step 1" in done.out
+    assert f"| {losses[1]:.4f} nats per character at step 1 (" in card()
+    assert curves(run_folder())["loss/best_val"][2] == losses[1]
+    assert events(run_folder()).Images("attention/layer_1")[0].step == 1
+
+
+def test_a_full_disk_takes_the_card_and_not_the_result(
+    finish: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gallery, "write", full)
+    done = finish()
+    assert done.code == 0
+    assert "the run is complete and kept, but its card could not be written" in done.err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("".join(sorted(set(SENTENCE))) * 30, SENTENCE[:8]), ("漢字 か\nな" * 90, "漢字 か\nな漢字")],
+)
+def test_a_sentence_that_the_model_does_not_know_gives_way_to_the_val_split(
+    finish: Run, monkeypatch: pytest.MonkeyPatch, text: str, sentence: str
+) -> None:
+    shown: list[str] = []
+    real = gallery.log_to_tensorboard
+    monkeypatch.setattr(
+        gallery, "log_to_tensorboard", lambda *given: (shown.append(given[2]), real(*given))
+    )
+    Path("other.txt").write_text(text, encoding="utf-8")
+    assert finish("--data.corpus=other.txt").code == 0
+    assert shown == [sentence]
