@@ -1,8 +1,8 @@
-"""The command line: ``python cli.py --help``."""
+"""The command line in a clone: ``python cli.py --help``."""
 
 import sys
 
 from nanogpt.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

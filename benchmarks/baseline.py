@@ -1,21 +1,18 @@
-"""The textbook's training loop, to compare with: a module for each head, batches made in Python.
+"""The baseline: a plain training loop with one module per head and batches assembled in Python.
 
 python benchmarks/baseline.py bigram|quickstart|gpt_small|gpt10m [--steps N] [--autocast]
 
-Written after the description of the reference system, as plainly as one teaches it. All random
-numbers come from the one global generator: the weights from the bottom up, then at each evaluation
-200 batches of the train split and 200 of the val split, and only then the step's own batch. With
-that order the bigram's evaluations on a CPU equal the reference's to the last digit (see
-tests/test_baseline.py); its GPTs ran on a GPU and cannot be held against it so closely. Of a
-config it takes sizes, dropout, learning rate and steps; weights start as PyTorch makes them and
-the learning rate is constant, whatever the config says.
+It follows the published description of the reference. All random numbers come from the global
+generator, in this order: the weights from the bottom up; at each evaluation 200 batches of the
+train split and 200 of the val split; then the batch of the step. The bigram's evaluations on a CPU
+therefore equal the reference's to the last digit (see tests/test_baseline.py). Of a config it uses
+sizes, dropout, learning rate and steps; it keeps PyTorch's initialization and a constant rate.
 
 Axes: B batch, T time, C channels (n_embd), nh heads, hs head size, V vocabulary.
 """
 
 import argparse
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +26,12 @@ from nanogpt.text.corpora import load_corpus
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = ("bigram", "quickstart", "gpt_small", "gpt10m")
 SEED = 1337
-EVALUATION_BATCHES = 200  # of each split
+EVALUATION_BATCHES = 200  # per split
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What of a config matters here."""
+    """The settings of a config that the baseline uses."""
 
     architecture: str
     batch_size: int
@@ -48,8 +45,8 @@ class Sizes:
     val_check_interval: int
 
     @classmethod
-    def of(cls, path: Path) -> "Sizes":
-        """Read the sizes of a config."""
+    def from_config(cls, path: Path) -> "Sizes":
+        """Read the settings from a config file."""
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         model, trainer = config["model"], config["trainer"]
         return cls(
@@ -67,12 +64,12 @@ class Sizes:
 
 
 def config_path(name: str) -> Path:
-    """Return the config of a name, or the file that it is."""
+    """Return the path of a shipped config, or the given path of a YAML file."""
     return Path(name) if name.endswith(".yaml") else CONFIGS / f"{name}.yaml"
 
 
 class Head(nn.Module):
-    """One head of self-attention: looks at the past, by content."""
+    """One head of causal self-attention."""
 
     def __init__(self, sizes: Sizes, head_size: int) -> None:
         super().__init__()
@@ -92,7 +89,7 @@ class Head(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Communication: several heads, one after the other, joined and projected."""
+    """Several heads, computed one after the other, concatenated and projected."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -103,12 +100,12 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        joined = torch.cat([head(x) for head in self.heads], dim=-1)  # (B, T, nh * hs)
-        return self.dropout(self.out_proj(joined))
+        y = torch.cat([head(x) for head in self.heads], dim=-1)  # (B, T, nh * hs)
+        return self.dropout(self.out_proj(y))
 
 
 class FeedForward(nn.Module):
-    """Computation: every position by itself."""
+    """A two-layer perceptron applied at each position."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -125,7 +122,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Communication, then computation, each on a normalised copy of the residual stream."""
+    """Attention, then feed-forward, each added to the residual stream (pre-norm)."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -139,7 +136,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The textbook's GPT: ids (B, T) in, logits (B, T, V) out."""
+    """The baseline's GPT: ids (B, T) in, logits (B, T, V) out."""
 
     def __init__(self, vocab_size: int, sizes: Sizes) -> None:
         super().__init__()
@@ -157,35 +154,40 @@ class GPT(nn.Module):
 
 
 class Training:
-    """The loop itself, and all that it works on; making it seeds the global generator.
+    """The training loop with its data, model and optimizer. The constructor sets the global seed.
 
     Args:
         sizes: of the model and the run.
-        device: where the model lies; the text lies with the CPU, and each batch travels.
-        autocast: whether to compute in bf16 what PyTorch's autocast would.
-        compiled: whether to hand the model to ``torch.compile``.
+        device: of the model; the text stays on the CPU, and each batch is copied to the device.
+        autocast: whether to use PyTorch's bf16 autocast.
+        compiled: whether to compile the model with ``torch.compile``.
+        seed: of the global generator.
     """
 
     def __init__(
-        self, sizes: Sizes, device: str = "cpu", autocast: bool = False, compiled: bool = False
+        self,
+        sizes: Sizes,
+        device: str = "cpu",
+        autocast: bool = False,
+        compiled: bool = False,
+        seed: int = SEED,
     ) -> None:
         self.sizes, self.device, self.autocast = sizes, device, autocast
-        torch.manual_seed(SEED)
+        torch.manual_seed(seed)
         text = load_corpus().text
         characters = sorted(set(text))
         id_of = {character: i for i, character in enumerate(characters)}
         ids = torch.tensor([id_of[character] for character in text])
-        n_train = int(0.9 * len(ids))
-        self.splits = {"train": ids[:n_train], "val": ids[n_train:]}
-        n = len(characters)
-        bigram = sizes.architecture == "bigram"
-        self.model = (nn.Embedding(n, n) if bigram else GPT(n, sizes)).to(device)
+        n = int(0.9 * len(ids))
+        self.splits = {"train": ids[:n], "val": ids[n:]}
+        V, bigram = len(characters), sizes.architecture == "bigram"
+        self.model = (nn.Embedding(V, V) if bigram else GPT(V, sizes)).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=sizes.learning_rate)
         if compiled:
             self.model.compile()
 
     def batch(self, split: str) -> tuple[Tensor, Tensor]:
-        """Draw a batch: inputs and targets, (B, T) each."""
+        """Draw a batch from a split: inputs and targets, (B, T) each."""
         ids, T = self.splits[split], self.sizes.block_size
         starts = torch.randint(len(ids) - T, (self.sizes.batch_size,))
         inputs = torch.stack([ids[i : i + T] for i in starts])
@@ -193,9 +195,9 @@ class Training:
         return inputs.to(self.device), targets.to(self.device)
 
     def loss(self, split: str) -> Tensor:
-        """Return the mean loss of a new batch, in nats per character."""
+        """Return the mean loss on a new batch of a split, in nats per character."""
         inputs, targets = self.batch(split)
-        with self._precision():
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
             logits = self.model(inputs)  # (B, T, V)
             return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
@@ -208,41 +210,38 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
-        """Return the mean loss over 200 random batches of the train split, and of the val split."""
+        """Return the mean losses over 200 random batches of the train and of the val split."""
         self.model.eval()
         means = []
         for split in ("train", "val"):
-            losses = torch.zeros(EVALUATION_BATCHES)
-            for i in range(EVALUATION_BATCHES):
-                losses[i] = self.loss(split).item()
-            means.append(losses.mean().item())
+            losses = [self.loss(split).item() for _ in range(EVALUATION_BATCHES)]
+            means.append(torch.tensor(losses).mean().item())
         self.model.train()
         return means[0], means[1]
 
-    def rows(self, steps: int) -> Iterator[tuple[int, float, float]]:
-        """Train for some steps; yield step, train and val loss at each evaluation."""
+    def evaluations(self, steps: int) -> Iterator[tuple[int, float, float]]:
+        """Train for some steps; yield the step, train loss and val loss of each evaluation."""
         for step in range(steps):
             if step % self.sizes.val_check_interval == 0:
                 yield (step, *self.evaluate())
             self.step()
 
-    def _precision(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.device, torch.bfloat16) if self.autocast else nullcontext()
-
 
 def main() -> None:
-    """Train, and print the evaluations."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("config", help=f"one of {', '.join(NAMES)}, or a config's path")
-    parser.add_argument("--steps", type=int, help="instead of the config's")
-    parser.add_argument("--autocast", action="store_true", help="compute in bf16")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    """Train and print the evaluations."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help=f"one of {', '.join(NAMES)}, or the path of a config")
+    parser.add_argument("--steps", type=int, help="number of steps (default: the config's)")
+    parser.add_argument("--autocast", action="store_true", help="use bf16 autocast")
+    parser.add_argument("--compile", action="store_true", help="compile the model")
     options = parser.parse_args()
-    sizes = Sizes.of(config_path(options.config))
+    sizes = Sizes.from_config(config_path(options.config))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     training = Training(sizes, device, options.autocast, options.compile)
     steps = sizes.max_steps if options.steps is None else options.steps
-    for step, train, val in training.rows(steps):
+    for step, train, val in training.evaluations(steps):
         print(f"step {step}: train loss {train:.4f}, val loss {val:.4f}", flush=True)
 
 

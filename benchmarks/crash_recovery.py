@@ -1,10 +1,11 @@
-"""Kill a run at random moments, resume it each time, and compare its end with a run left alone.
+"""Kill a run at random times, resume it each time, and compare it with an uninterrupted run.
 
-``python benchmarks/crash_recovery.py [--kills 50] [--seed 0]``, on Linux or macOS. Each run is a process
-forked from one that has imported everything, so that a start takes a moment; it is killed by
-SIGKILL after a random time, which may be while it starts, trains, evaluates or writes. After each
-kill every checkpoint and config is read. The model is a small GPT with dropout and gradient
-accumulation. Exits with 1 if anything was lost.
+python benchmarks/crash_recovery.py [--kills 50] [--seed 0]
+
+Runs on Linux and macOS. Each run is forked from a process that has imported everything, so that it
+starts quickly, and is killed by SIGKILL after a random time: while it starts, trains, evaluates or
+writes. After each kill every checkpoint and config is read. The model is small, with dropout and
+gradient accumulation. The exit code is 1 if anything was lost.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import yaml
 
 from nanogpt.commands.main import main
 from nanogpt.text.pastiche import pastiche
-from nanogpt.training import callbacks, cli  # noqa: F401  # for the children
+from nanogpt.training import lightning_cli  # noqa: F401  # imported before the fork
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 FIT = [
@@ -38,7 +39,7 @@ OUTPUT = Path("output.txt")
 
 
 def child(argv: list[str]) -> None:
-    """Run a command line in this process, in a process group of its own, and end it."""
+    """Run a command line in a forked process and exit with its code."""
     with (
         OUTPUT.open("a") as file,
         contextlib.redirect_stdout(file),
@@ -49,9 +50,14 @@ def child(argv: list[str]) -> None:
 
 
 def run(argv: list[str], seconds: float | None = None) -> int:
-    """Run a command line in a fresh process; kill it after so many seconds.
+    """Run a command line in a new process and kill it after a number of seconds.
 
-    Returns: its exit code, or -9 if it was killed before its end.
+    Args:
+        argv: the command line.
+        seconds: until it is killed; None lets it finish.
+
+    Returns:
+        Its exit code, or -9 if it was killed.
     """
     process = get_context("fork").Process(target=child, args=(argv,))
     process.start()
@@ -64,8 +70,8 @@ def run(argv: list[str], seconds: float | None = None) -> int:
 
 
 def unreadable(run_folder: Path) -> list[str]:
-    """Read every checkpoint and config in a run's folder; return what went wrong."""
-    wrong = []
+    """Read every checkpoint and config in a run folder; return an error for each damaged file."""
+    errors = []
     for path in [*run_folder.glob("checkpoints/*.ckpt"), *run_folder.glob("*.yaml")]:
         try:
             if path.suffix == ".ckpt":
@@ -73,21 +79,25 @@ def unreadable(run_folder: Path) -> list[str]:
             elif not yaml.safe_load(path.read_bytes()):
                 raise ValueError("empty")
         except Exception as error:
-            wrong.append(f"{path}: {error}")
-    return wrong
+            errors.append(f"{path}: {error}")
+    return errors
 
 
-def kept(version: int) -> Any:
-    """What a run ended with, but for the time that it took."""
-    path = Path(f"lightning_logs/version_{version}/checkpoints/last.ckpt")
-    content = torch.load(path, weights_only=True)
+def last_checkpoint(version: int) -> Path:
+    """Return the path of a run's last checkpoint."""
+    return Path(f"lightning_logs/version_{version}/checkpoints/last.ckpt")
+
+
+def final_state(version: int) -> Any:
+    """Return the contents of a run's last checkpoint without its timings."""
+    content = torch.load(last_checkpoint(version), weights_only=True)
     del content["run"]["seconds"]
     content["run"]["logged"].pop("characters_per_second", None)
     return content
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two contents are the same to the bit."""
+    """Return whether two checkpoints are bitwise equal."""
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -97,59 +107,66 @@ def equal(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def finished(version: int, steps: int) -> bool:
-    """Whether a run has saved its last step."""
-    path = Path(f"lightning_logs/version_{version}/checkpoints/last.ckpt")
-    return path.exists() and bool(kept(version)["global_step"] == steps)
+def is_finished(version: int, n_steps: int) -> bool:
+    """Return whether a run has saved its last step."""
+    return last_checkpoint(version).exists() and bool(
+        final_state(version)["global_step"] == n_steps
+    )
 
 
-def ordeal(kills: int, seed: int) -> bool:
-    """Kill and resume runs so often, in the current folder; print how it went."""
-    n_steps, chance = kills * 20, random.Random(seed)
+def kill_and_resume(kills: int, seed: int) -> bool:
+    """Kill and resume runs in the current folder and print a summary.
+
+    Returns:
+        Whether every file stayed readable and every final state equals the uninterrupted run's.
+    """
+    n_steps, rng = kills * 20, random.Random(seed)
     fit = ["fit", *FIT, f"--trainer.max_steps={n_steps}"]
     Path("text.txt").write_text(pastiche()[:5000], encoding="utf-8")
-    begin = time.monotonic()
-    sound = run(fit) == 0
-    alone = time.monotonic() - begin
+    start = time.monotonic()
+    ok = run(fit) == 0
+    uninterrupted = time.monotonic() - start
     run([*fit, "--trainer.max_steps=1", "--trainer.default_root_dir=elsewhere"])
-    start = time.monotonic() - begin - alone
-    training = 1.2 * (alone - start) / kills  # half of it on average, so that a run lasts
-    done = resumed = begun_again = 0
-    version, wrong = 1, list[str]()
-    while sound and (done < kills or version == 1):
+    start_up = time.monotonic() - start - uninterrupted
+    max_training = 1.2 * (uninterrupted - start_up) / kills  # half of it on average before a kill
+    done = resumed = restarted = 0
+    version, errors = 1, list[str]()
+    while ok and (done < kills or version == 1):
         folder = Path(f"lightning_logs/version_{version}")
-        begun = (folder / "checkpoints" / "last.ckpt").exists()
-        if not begun and folder.exists():  # killed before there was anything to go on from
-            folder.rename(f"lost_{begun_again}")
-            begun_again += 1
-        wait = chance.uniform(0, start + training) if done < kills else None
-        code = run(["fit", *RESUME] if begun else fit, wait)
-        resumed += begun
+        resumable = last_checkpoint(version).exists()
+        if not resumable and folder.exists():  # killed before the first checkpoint
+            folder.rename(f"restarted_{restarted}")
+            restarted += 1
+        seconds = rng.uniform(0, start_up + max_training) if done < kills else None
+        code = run(["fit", *RESUME] if resumable else fit, seconds)
+        resumed += resumable
         done += code == -signal.SIGKILL
-        wrong += unreadable(folder)
-        if finished(version, n_steps):  # on to another one, if it came to its end too soon
-            sound = equal(kept(0), kept(version))
+        errors += unreadable(folder)
+        if is_finished(version, n_steps):  # continue with another run until all kills are done
+            ok = equal(final_state(0), final_state(version))
             version += 1
         elif code != -signal.SIGKILL:
-            sound = False
+            ok = False
     print(
-        f"{done} kills, {resumed} resumed, {begun_again} begun again since nothing was saved yet, "
-        f"{len(wrong)} unreadable files; end state of {version - 1} equal to the uninterrupted "
-        f"run: {'yes' if sound else 'no'} ({time.monotonic() - begin:.0f} s; uninterrupted "
-        f"{alone:.0f} s)"
+        f"{done} kills, {resumed} resumed, {restarted} restarted from step 0 because nothing had "
+        f"been saved yet, {len(errors)} unreadable files; final state of {version - 1} run(s) "
+        f"equal to that of the uninterrupted run: {'yes' if ok else 'no'} "
+        f"({time.monotonic() - start:.0f} s; the uninterrupted run took {uninterrupted:.0f} s)"
     )
-    for line in wrong:
-        print(line)
-    if not sound:
+    for error in errors:
+        print(error)
+    if not ok:
         print("".join(OUTPUT.read_text().splitlines(keepends=True)[-20:]))
-    return sound and not wrong and done == kills
+    return ok and not errors and done == kills
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    torch.set_num_threads(1)  # a fork keeps no other threads
-    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
-        sys.exit(not ordeal(given.kills, given.seed))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=50, help="number of kills")
+    parser.add_argument("--seed", type=int, default=0, help="of the times of the kills")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # a forked process has no other threads
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        sys.exit(not kill_and_resume(options.kills, options.seed))

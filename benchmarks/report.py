@@ -1,12 +1,12 @@
-"""Gather what benchmarks/gpu.sh measured into results.json and results.md.
+"""Collect the results of benchmarks/gpu.sh in results.json and results.md.
 
 python benchmarks/report.py FOLDER NAME=EXIT_CODE=SECONDS ...
 """
 
+import argparse
 import json
 import platform
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,12 @@ EVALUATION = re.compile(r"^step (\d+): train loss ([\d.]+), val loss ([\d.]+)$",
 
 
 def gather(folder: Path, steps: list[str]) -> dict[str, Any]:
-    """Return all that there is, and where it comes from."""
+    """Return the outputs and figures of all steps, with their provenance.
+
+    Args:
+        folder: where the steps have written their files.
+        steps: name, exit code and seconds of each step, such as ``fit=0=13``.
+    """
     device = torch.device(best_device())
     report: dict[str, Any] = {
         "machine": provenance.machine(device),
@@ -38,65 +43,65 @@ def gather(folder: Path, steps: list[str]) -> dict[str, Any]:
     for step in steps:
         name, code, seconds = step.split("=")
         output = (folder / f"{name}.txt").read_text(encoding="utf-8", errors="replace")
-        found: dict[str, Any] = {"exit_code": int(code), "seconds_in_all": int(seconds)}
+        result: dict[str, Any] = {"exit_code": int(code), "seconds_in_all": int(seconds)}
         for key, file in (("run", f"{name}.run.json"), ("figures", f"{name}.json")):
             if (folder / file).is_file():
-                found[key] = json.loads((folder / file).read_text(encoding="utf-8"))
+                result[key] = json.loads((folder / file).read_text(encoding="utf-8"))
         if losses := EVALUATION.findall(output):
-            found["evaluations"] = [[int(s), float(train), float(val)] for s, train, val in losses]
-            found["corpus"] = re.findall(r"^corpus (\S+):", output, re.MULTILINE)
-        report["steps"][name] = found | {"output": output}
+            result["evaluations"] = [[int(s), float(train), float(val)] for s, train, val in losses]
+            result["corpus"] = re.findall(r"^corpus (\S+):", output, re.MULTILINE)
+        report["steps"][name] = result | {"output": output}
     return report
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Return the page of results."""
+    """Return the page of results in Markdown."""
     facts = ("machine", "versions", "cuda", "code", "platform", "date")
-    parts = ["# Measured by benchmarks/gpu.sh"]
+    parts = ["# Results of benchmarks/gpu.sh"]
     parts.append(table(("", ""), [(fact, str(report[fact])) for fact in facts]))
     for name, step in report["steps"].items():
-        parts += [f"## {name}", how_it_went(step)]
+        parts += [f"## {name}", summary(step)]
         if "evaluations" in step:
-            parts.append(losses(step))
+            parts.append(losses_table(step))
         if name == "train" and "figures" in step:
-            parts.append(loops(step["figures"]["loops"]))
+            parts.append(loops_table(step["figures"]["loops"]))
         parts.append(f"```\n{step['output'].strip()}\n```")
     return "\n\n".join(parts) + "\n"
 
 
-def how_it_went(step: dict[str, Any]) -> str:
-    """Say what was run, for how long, in what memory, and whether it came to its end."""
+def summary(step: dict[str, Any]) -> str:
+    """Return a step's command, time, peak memory and, if it failed, how it ended."""
     code, run = step["exit_code"], step.get("run", {})
-    words = [f"`{run['command']}`" if run else "no figures of its own"]
-    words.append(f"{run.get('seconds', step['seconds_in_all']):.1f} s")
-    words += [
-        f"{run[key] / 2**20:,.0f} MiB {what}"
-        for key, what in (
-            ("gpu_allocated_bytes", "of GPU memory allocated at most"),
-            ("gpu_reserved_bytes", "reserved"),
-            ("resident_bytes", "resident"),
+    parts = [f"`{run['command']}`" if run else "it left no figures"]
+    parts.append(f"{run.get('seconds', step['seconds_in_all']):.1f} s")
+    parts += [
+        f"{run[key] / 2**20:,.0f} MiB {label}"
+        for key, label in (
+            ("gpu_allocated_bytes", "peak allocated GPU memory"),
+            ("gpu_reserved_bytes", "peak reserved GPU memory"),
+            ("resident_bytes", "peak resident memory"),
         )
         if key in run
     ]
     if code:
-        words.append("**ended by its time bound**" if code in TIMED_OUT else f"**failed: {code}**")
-    return "; ".join(words) + "."
+        parts.append("**timed out**" if code in TIMED_OUT else f"**failed with exit code {code}**")
+    return "; ".join(parts) + "."
 
 
-def losses(step: dict[str, Any]) -> str:
-    """Return the losses of a run, beside the reference's if it was trained on its text."""
+def losses_table(step: dict[str, Any]) -> str:
+    """Return a run's losses, beside the reference's if both were trained on the same text."""
     curve = read_curve("gpt10m") if step["corpus"] == [TINY_SHAKESPEARE] else []
-    theirs = {row.step: row for row in curve}
+    reference = {row.step: row for row in curve}
     rows = []
     for number, train, val in step["evaluations"]:
-        row = theirs.get(number)
-        beside = (f"{row.train:.4f}", f"{row.val:.4f}") if row else ("", "")
-        rows.append((str(number), f"{train:.4f}", beside[0], f"{val:.4f}", beside[1]))
+        row = reference.get(number)
+        theirs = (f"{row.train:.4f}", f"{row.val:.4f}") if row else ("", "")
+        rows.append((str(number), f"{train:.4f}", theirs[0], f"{val:.4f}", theirs[1]))
     return table(("step", "train", "reference", "val", "reference"), rows)
 
 
-def loops(rows: list[dict[str, Any]]) -> str:
-    """Return what benchmarks/train.py measured."""
+def loops_table(rows: list[dict[str, Any]]) -> str:
+    """Return the figures of benchmarks/train.py."""
     titles = ("config", "loop", "ms per step", "characters/s", "of peak", "a/c", "c/b", "GPU MiB")
     lines = []
     for row in rows:
@@ -112,7 +117,7 @@ def loops(rows: list[dict[str, Any]]) -> str:
 
 
 def main(folder: Path, steps: list[str]) -> None:
-    """Write both files."""
+    """Write results.json and results.md."""
     report = gather(folder, steps)
     (folder / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (folder / "results.md").write_text(markdown(report), encoding="utf-8")
@@ -120,4 +125,9 @@ def main(folder: Path, steps: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where the steps have written their files")
+    parser.add_argument("steps", nargs="*", metavar="NAME=EXIT_CODE=SECONDS")
+    main(**vars(parser.parse_args()))

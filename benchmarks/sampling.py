@@ -1,12 +1,12 @@
-"""Characters per second of sampling from gpt10m, ours beside the plain loop, in one process.
+"""Characters per second of sampling from gpt10m: ours, a plain loop and the reference's loop.
 
 python benchmarks/sampling.py [--batches 1,64,256] [--characters 10000] [--steps 20] [--json FILE]
 
-All start from a full window. ``plain`` is the plain loop over our model: the whole window again
-for each character. ``reference`` does the same as the reference does: one module for each head, a
-draw from the global generator, the context cropped from all ids so far. ``ours`` is what `predict`
-does: a cache, refilled once per half window, and its settings of memory. Those are a process's, so
-each loop is timed in one of its own. The model is untrained; speed does not know.
+All loops start from a full window of an untrained model, and each runs in a separate process. The
+plain loop computes the whole window again for each character, with our model and its kernels, and
+draws from the global generator. The reference's loop does the same one attention head at a time.
+Ours is that of `predict`: a KV cache, recomputed once per half window, and the memory settings of
+the process.
 """
 
 import argparse
@@ -25,25 +25,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanogpt.generation.decoding import Context, decode
-from nanogpt.generation.generate import STREAMS, STREAMS_ON_A_CPU
-from nanogpt.generation.sampling import SamplingRule, uniform_streams
+from nanogpt import kernels
+from nanogpt.generation.decoding import decode
+from nanogpt.generation.generate import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from nanogpt.generation.quantization import set_weights
+from nanogpt.generation.sampling import SamplingRule, uniform_streams
 from nanogpt.hardware import best_device, keep_memory
 from nanogpt.insight import provenance
-from nanogpt.models import GPT
+from nanogpt.models import GPT, GPTConfig
 
-LONGEST = 30.0  # seconds for which a loop of whole windows is timed
+MAX_SECONDS = 30.0  # for which a loop that recomputes whole windows is timed
 
 
 class HeadByHead(nn.Module):
-    """Attention as the lecture writes it: each head by itself, scores masked, then joined."""
+    """Attention with the heads computed one after the other, as in the reference."""
 
     def __init__(self, attention: nn.Module, block_size: int) -> None:
         super().__init__()
         self.n_head, self.head_size = attention.n_head, attention.head_size
         heads = attention.qkv.weight.split(attention.head_size)  # 3 * nh of (hs, C)
-        self.weights = nn.ParameterList(heads)
+        self.head_weights = nn.ParameterList(heads)
         self.out_proj = attention.out_proj
         self.register_buffer("tril", torch.ones(block_size, block_size).tril())
 
@@ -51,7 +52,7 @@ class HeadByHead(nn.Module):
         """Map (B, T, C) to (B, T, C)."""
         T, outputs = x.shape[1], []
         for h in range(self.n_head):
-            q, k, v = (F.linear(x, self.weights[h + i * self.n_head]) for i in range(3))
+            q, k, v = (F.linear(x, self.head_weights[h + i * self.n_head]) for i in range(3))
             scores = q @ k.transpose(-2, -1) * self.head_size**-0.5
             scores = scores.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
             outputs.append(scores.softmax(-1) @ v)
@@ -59,82 +60,84 @@ class HeadByHead(nn.Module):
 
 
 def gpt10m() -> GPT:
-    """Return the headline model, untrained."""
+    """Return an untrained model of the size of gpt10m."""
     torch.manual_seed(1337)
-    return GPT(65, 256, 6, 6, 384).eval()
+    config = GPTConfig(block_size=256, n_layer=6, n_head=6, n_embd=384)
+    return GPT(65, config).eval()
 
 
-def reference_loop(model: GPT, ids: Tensor) -> Iterator[Tensor]:
-    """Yield ids (B,) for ever, as the reference samples them."""
+@torch.no_grad()
+def plain_loop(model: GPT, ids: Tensor) -> Iterator[Tensor]:
+    """Yield sampled ids (B,) without end, computing the last window of ids (B, T) for each."""
     while True:
-        with torch.no_grad():
-            logits = model(ids[:, -model.block_size :])[:, -1]
-            drawn = torch.multinomial(F.softmax(logits, dim=-1), 1)
+        logits = model(ids[:, -model.block_size :])[:, -1]  # (B, V)
+        drawn = torch.multinomial(F.softmax(logits, dim=-1), 1)  # (B, 1)
         ids = torch.cat([ids, drawn], dim=1)
         yield drawn[:, 0]
 
 
-def speed(loop: Iterator[Tensor], steps: int, batch: int, longest: float) -> float:
-    """Return characters per second over some steps after the first."""
+def speed(loop: Iterator[Tensor], steps: int, batch: int, max_seconds: float) -> float:
+    """Return the characters per second over a number of steps after the first."""
     next(loop)
-    begin, done = time.perf_counter(), 0
+    start, done = time.perf_counter(), 0
     for drawn in islice(loop, steps):
         done += 1
         if drawn.device.type == "cuda":
             torch.cuda.synchronize()
-        if time.perf_counter() - begin > longest:
+        if time.perf_counter() - start > max_seconds:
             break
-    return done * batch / (time.perf_counter() - begin)
+    return done * batch / (time.perf_counter() - start)
 
 
 def measure(kind: str, batch: int, device: str, options: argparse.Namespace) -> float:
-    """Return characters per second of one kind of loop, in a fresh process."""
-    if kind == "reference":
-        model = gpt10m()
-        for block in model.blocks:
-            block.attn = HeadByHead(block.attn, 256)
-        prompt = torch.randint(65, (batch, 256), device=device)
-        return speed(reference_loop(model.to(device), prompt), options.steps, batch, LONGEST)
-    if kind == "plain":
-        model, cached, steps, longest = gpt10m().to(device), False, options.steps, LONGEST
-    else:  # in groups as `predict` makes them
-        keep_memory()
-        batch = min(batch, STREAMS_ON_A_CPU if device == "cpu" else STREAMS)
-        model, cached, longest = set_weights(gpt10m(), kind, device), True, math.inf
-        steps = max(options.characters // batch, 128)
-    prompt, numbers = torch.randint(65, (batch, 256), device=device), uniform_streams(1, batch, 0, device)
-    context: Context = "refill" if cached else "exact"
-    loop = decode(model, prompt, 10**9, SamplingRule(), numbers, context, cached)
-    return speed(loop, steps, batch, longest)
+    """Return the characters per second of one kind of loop."""
+    model = gpt10m()
+    if kind in ("plain", "reference"):
+        if kind == "reference":
+            for block in model.blocks:
+                block.attn = HeadByHead(block.attn, model.block_size)
+        else:
+            kernels.install(model)
+        prompt = torch.randint(65, (batch, model.block_size), device=device)
+        return speed(plain_loop(model.to(device), prompt), options.steps, batch, MAX_SECONDS)
+    keep_memory()
+    batch = min(batch, CPU_BATCH_SIZE if device == "cpu" else GPU_BATCH_SIZE)  # as in `predict`
+    model = set_weights(kernels.install(model), kind, device)
+    prompt = torch.randint(65, (batch, model.block_size), device=device)
+    u_stream = uniform_streams(1, batch, 0, device)
+    loop = decode(model, prompt, 10**9, SamplingRule(), u_stream)
+    return speed(loop, max(options.characters // batch, 128), batch, math.inf)
 
 
-def apart(*arguments: Any) -> float:
-    """Call ``measure`` in a process of its own."""
+def run_in_process(*arguments: Any) -> float:
+    """Call ``measure`` in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(measure, *arguments).result()
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batches", default="1,64,256")
-    parser.add_argument("--characters", type=int, default=10_000, help="for ours")
-    parser.add_argument("--steps", type=int, default=20, help="for the loops of whole windows")
-    parser.add_argument("--json", type=Path, help="a file to write the figures to")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batches", default="1,64,256", help="numbers of samples per step")
+    parser.add_argument("--characters", type=int, default=10_000, help="drawn by our loop")
+    parser.add_argument("--steps", type=int, default=20, help="of the other loops")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     device = best_device()
     machine = f"{provenance.machine(torch.device(device))}; {provenance.versions()}"
     code = f"{provenance.git_state()}; {platform.platform()}; {time.strftime('%Y-%m-%d')}"
     print(f"{machine}\n{code}\n")
     kinds = ["fp32", "int8"] if device == "cpu" else ["fp32", "bf16"]
-    print("characters per second, and how many times the plain loop's at the same batch")
+    print("characters per second, and the ratio to the plain loop at the same batch size")
     print("batch      plain  reference" + "".join(f"{'ours, ' + kind:>19}" for kind in kinds))
     figures: dict[int, dict[str, float]] = {}
     for batch in map(int, options.batches.split(",")):
         row = figures[batch] = {}
         print(f"{batch:5d}", end="", flush=True)
         for kind in ["plain", "reference", *kinds]:
-            row[kind] = apart(kind, batch, device, options)
+            row[kind] = run_in_process(kind, batch, device, options)
             if kind in kinds:
                 cell = f"{row[kind]:11,.0f}{row[kind] / row['plain']:7.1f}x"
             else:

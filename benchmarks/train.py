@@ -1,22 +1,24 @@
-"""Milliseconds per training step: the textbook's loop, our model in a bare loop, and `fit`.
+"""Time a training step of the baseline, of our model in a bare loop, and of ``fit``.
 
-python benchmarks/train.py [--configs bigram,quickstart,gpt_small,gpt10m] [--json FILE] [--whole]
+python benchmarks/train.py [--configs bigram,quickstart,gpt_small,gpt10m] [--json FILE]
+    [--end_to_end]
 
-Each loop runs in a process of its own, with its own allocator and its own threads; the loops of a
-config take turns, so that what else the machine does falls on all of them. In its turn a loop
-warms up and is then timed for some rounds; a figure is the median of all its rounds. The loops are
+Each loop runs in a separate process with its own allocator and thread settings. The loops of a
+config take turns, so that other load on the machine affects all of them. In each turn a loop warms
+up and is then timed for some rounds; the result is the median over all rounds. The loops:
 
-- ``textbook``: benchmarks/baseline.py in float32, under bf16 autocast and, on CUDA, compiled too;
-- ``bare``: our model, windows gathered on the device, the optimizer fused, without Lightning;
-  compiled where `fit` is;
-- ``fit``: `python cli.py fit` as shipped, with its callbacks and logger, between evaluations; on
-  CUDA, where it is compiled, also without that.
+- ``baseline``: benchmarks/baseline.py in float32, under bf16 autocast and, on CUDA, compiled.
+- ``bare``: our model with its kernels and a fused optimizer, batches gathered on the device,
+  without Lightning; compiled if ``fit`` is.
+- ``fit``: ``python cli.py fit`` as shipped, with its callbacks and logger, between evaluations; on
+  CUDA, where it is compiled, also without compiling.
 
-``of peak`` is the share of the largest matrix product's speed, in the same arithmetic, that
-6 * parameters + 12 * n_layer * n_head * head_size * T operations a character make: what the model
-asks for, however often a loop computes it. A bigram multiplies nothing. The memory is the most
-that a loop's process had resident, on CUDA the most that it had reserved on the GPU.
-``--whole`` compares, before that, time and memory of whole commands, from start to end.
+``of peak`` is the speed as a share of the speed of the largest matrix product in the same
+arithmetic, counting 6 * parameters + 12 * n_layer * n_head * head_size * T operations per
+character, without recomputation; it is empty for the bigram, which has no matrix products. ``a/c``
+is the time of the baseline divided by that of ``fit``; ``c/b`` is the time of ``fit`` divided by
+that of ``bare``. The memory is the peak resident memory of the process or, on CUDA, the peak
+reserved GPU memory. ``--end_to_end`` first compares time and memory of whole commands.
 """
 
 import argparse
@@ -34,10 +36,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import training_loops
 import torch
+import training_loops
 from baseline import NAMES, Sizes, config_path
-from end_to_end import compare_whole
+from end_to_end import compare_end_to_end
+from torch import Tensor
 
 from nanogpt.errors import UserError
 from nanogpt.hardware import best_device
@@ -48,35 +51,47 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @cache
 def peak(arithmetic: str, device: str) -> float:
-    """Return operations a second of a big matrix product: the best of ten."""
-    size, best = 8192 if device == "cuda" else 2048, float("inf")
+    """Return the operations per second of a large matrix product, the best of ten runs.
+
+    The size is doubled up to 2048 (8192 on CUDA) until a product takes 50 ms, because some CPUs
+    multiply bf16 a hundred times more slowly than float32.
+    """
+    size, seconds = 128, 0.0
     torch.set_float32_matmul_precision("high" if arithmetic == "tf32" else "highest")
-    a, b = torch.randn(2, size, size, device=device, dtype=DTYPES.get(arithmetic, torch.float32))
-    for _ in range(11):
-        begin = time.perf_counter()
-        torch.mm(a, b)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begin)
-    return 2 * size**3 / best
+    while seconds < 0.05 and size < (8192 if device == "cuda" else 2048):
+        size *= 2
+        dtype = DTYPES.get(arithmetic, torch.float32)
+        a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+        seconds = min(time_product(a, b) for _ in range(11))
+    return 2 * size**3 / seconds
+
+
+def time_product(a: Tensor, b: Tensor) -> float:
+    """Return the seconds of one matrix product."""
+    start = time.perf_counter()
+    torch.mm(a, b)
+    if a.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def measure(name: str, turns: int, rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """Time all loops of a config; return a row for each, `fit` the last."""
+    """Time all loops of a config; return a row for each, ``fit`` last."""
     path, device = config_path(name), best_device()
-    sizes = Sizes.of(path)
+    sizes = Sizes.from_config(path)
     characters = sizes.batch_size * sizes.block_size
-    found: dict[str, list[dict[str, Any]]] = {n: [] for n in training_loops.names(sizes, device)}
+    results: dict[str, list[dict[str, Any]]]
+    results = {loop: [] for loop in training_loops.loop_names(sizes, device)}
     for _ in range(turns):
-        for loop, results in found.items():
-            if not any("failure" in result for result in results):
-                results.append(apart(loop, path, rounds, seconds))
+        for loop, of_loop in results.items():
+            if not any("failure" in result for result in of_loop):
+                of_loop.append(run_in_process(loop, path, rounds, seconds))
     rows = {}
-    for loop, results in found.items():
-        row = rows[loop] = {"config": name, "loop": loop, **results[-1]}
+    for loop, of_loop in results.items():
+        row = rows[loop] = {"config": name, "loop": loop, **of_loop[-1]}
         if "failure" in row:
             continue
-        times = [seconds for result in results for seconds in result["rounds"]]
+        times = [seconds for result in of_loop for seconds in result["rounds"]]
         seconds_per_step = statistics.median(times)
         row |= {"rounds": times, "ms_per_step": seconds_per_step * 1e3}
         row["characters_per_second"] = characters / seconds_per_step
@@ -86,19 +101,19 @@ def measure(name: str, turns: int, rounds: int, seconds: float) -> list[dict[str
     return [row | ratios(row, rows) for row in rows.values()]
 
 
-def apart(*arguments: Any) -> dict[str, Any]:
-    """Call ``training_loops.run`` in a process of its own."""
+def run_in_process(*arguments: Any) -> dict[str, Any]:
+    """Call ``training_loops.run`` in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(training_loops.run, *arguments).result()
         except BrokenProcessPool:
-            return {"failure": "its process was killed: was there memory enough?"}
+            return {"failure": "its process was killed: it may have run out of memory"}
 
 
 def ratios(row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Return how much longer the textbook takes than `fit` (a/c), and `fit` than bare (c/b)."""
+    """Return the ratios of a row: baseline to ``fit`` (a/c), or ``fit`` to bare (c/b)."""
     loop, fit, bare = row["loop"], rows["fit"], rows["bare"]
-    if loop.startswith("textbook") and "failure" not in row and "failure" not in fit:
+    if loop.startswith("baseline") and "failure" not in row and "failure" not in fit:
         return {"a/c": row["ms_per_step"] / fit["ms_per_step"]}
     if loop == "fit" and "failure" not in row and "failure" not in bare:
         return {"c/b": fit["ms_per_step"] / bare["ms_per_step"]}
@@ -106,10 +121,10 @@ def ratios(row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> dict[str, fl
 
 
 def flop_per_character(sizes: Sizes, n_parameters: int) -> float:
-    """Return the operations of a training step, forward and backward, for each character.
+    """Return the operations of a training step, forward and backward, per character.
 
-    Six for each parameter, and twelve for each layer, channel of its heads and character of the
-    window, in q kᵀ and the weighted sum of v (Chowdhery et al., 2022, appendix B).
+    Each parameter takes six. q kᵀ and the weighted sum of v take twelve per layer, channel of the
+    heads and character of the window (Chowdhery et al., 2022, "PaLM", appendix B).
     """
     if sizes.architecture == "bigram":
         return 0
@@ -119,15 +134,15 @@ def flop_per_character(sizes: Sizes, n_parameters: int) -> float:
 
 def line(row: dict[str, Any]) -> str:
     """Return a row of the table."""
-    begin = f"{row['config']:11} {row['loop']:25}"
+    label = f"{row['config']:11} {row['loop']:25}"
     if "failure" in row:
-        return f"{begin} failed: {row['failure']}"
+        return f"{label} failed: {row['failure']}"
     share = f"{row['of_peak']:.1%}" if "of_peak" in row else ""
     cells = [f"{row['ms_per_step']:12,.2f} {row['characters_per_second']:12,.0f} {share:>8}"]
     cells += [f"{row[name]:6.2f}" if name in row else " " * 6 for name in ("a/c", "c/b")]
     if row["peak_memory"]:
         cells.append(f"{row['peak_memory'] / 2**20:8,.0f}")
-    return " ".join([begin, *cells])
+    return " ".join([label, *cells])
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -136,14 +151,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--configs", default=",".join(NAMES), help="names or paths of configs")
-    parser.add_argument("--turns", type=int, default=2, help="of each loop, a process each")
-    parser.add_argument("--rounds", type=int, default=3, help="of a turn")
+    parser.add_argument("--turns", type=int, default=2, help="processes per loop")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds per turn")
     parser.add_argument(
-        "--seconds", type=float, default=1.0, help="of a round, which is a step at least"
+        "--seconds", type=float, default=1.0, help="duration of a round of at least one step"
     )
-    parser.add_argument("--json", type=Path, help="write all figures into this file as well")
-    parser.add_argument("--whole", nargs="?", const="bigram", help="whole runs of a config, first")
-    parser.add_argument("--steps", type=int, help="of whole runs, instead of the config's")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument(
+        "--end_to_end",
+        nargs="?",
+        const="bigram",
+        metavar="CONFIG",
+        help="first compare whole commands, by default of the config bigram",
+    )
+    parser.add_argument(
+        "--steps", type=int, help="steps of each --end_to_end run (default: the config's)"
+    )
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.turns < 1:
         parser.error("--rounds and --turns must be at least 1")
@@ -167,8 +190,8 @@ def main(arguments: Sequence[str]) -> None:
         if options.json:
             options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
-    if options.whole:
-        report["whole"] = compare_whole(options.whole, options.turns, options.steps)
+    if options.end_to_end:
+        report["end_to_end"] = compare_end_to_end(options.end_to_end, options.turns, options.steps)
         print(flush=True)
         save()
     kinds = ["fp32", "tf32", "bf16"] if device == "cuda" else ["fp32", "bf16"]

@@ -1,4 +1,4 @@
-"""The loops that benchmarks/train.py compares, each to be run in a process of its own."""
+"""The training loops that ``benchmarks/train.py`` compares; each runs in a separate process."""
 
 import io
 import tempfile
@@ -6,115 +6,130 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from run_and_record import memory
 from baseline import Sizes, Training
+from run_and_record import peak_memory
 from torch import Tensor
 
 from nanogpt.hardware import best_device
 from nanogpt.models import count_parameters
 from nanogpt.text.batches import Windows, gather, training_batches
-from nanogpt.training import cli
-from nanogpt.training.compiled import WORTH_IT_FROM, CompiledLoss
+from nanogpt.training import lightning_cli
+from nanogpt.training.compiled import MIN_AUTO_STEPS, CompiledLoss
 from nanogpt.training.optimizer import build_optimizer
 
-TEXTBOOK = {  # autocast, compiled
-    "textbook": (False, False),
-    "textbook, bf16": (True, False),
-    "textbook, bf16, compiled": (True, True),
+BASELINES = {  # (autocast, compiled)
+    "baseline": (False, False),
+    "baseline, bf16": (True, False),
+    "baseline, bf16, compiled": (True, True),
 }
-WARM_UP, WARM_STEPS = 0.5, 3  # seconds and steps at least before the clock runs: a step's memory
-# is first touched, and on a GPU its kernels are made
-MOST_STEPS = 200  # in a round
-HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+# The minimum before timing starts: the first steps allocate memory and, on a GPU, build kernels.
+WARM_UP_SECONDS, WARM_UP_STEPS = 0.5, 3
+MAX_STEPS_PER_ROUND = 200
+AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def names(sizes: Sizes, device: str) -> list[str]:
-    """Return the loops to compare on a device; `fit` the last."""
+def loop_names(sizes: Sizes, device: str) -> list[str]:
+    """Return the names of the loops to compare on a device, ``fit`` last."""
     if device == "cuda" and sizes.architecture != "bigram":
-        return [*TEXTBOOK, "bare", "fit, not compiled", "fit"]
-    return ["textbook", "textbook, bf16", "bare", "fit"]
+        return [*BASELINES, "bare", "fit, not compiled", "fit"]
+    return ["baseline", "baseline, bf16", "bare", "fit"]
 
 
 @dataclass
-class Clock:
-    """Times the steps of a loop: after a warm-up, in rounds.
+class Timer:
+    """Times the steps of a loop: a warm-up, then some rounds.
 
     Args:
-        rounds: how many.
-        seconds: for which a round should last; it has a step at least.
+        rounds: number of rounds.
+        seconds: duration of a round, which has at least one step.
     """
 
     rounds: int
     seconds: float
-    times: list[float] = field(default_factory=list)  # seconds per step, of each round
+    times: list[float] = field(default_factory=list)  # seconds per step of each round
 
     def __iter__(self) -> Iterator[None]:
         """Yield before each step."""
-        for number in range(self.rounds + 1):
-            least, lasts = (1, self.seconds) if number else (WARM_STEPS, WARM_UP)
-            steps, begun = 0, now()
-            while steps < least or (time.perf_counter() - begun < lasts and steps < MOST_STEPS):
+        for round_number in range(self.rounds + 1):
+            warm_up = round_number == 0
+            min_steps = WARM_UP_STEPS if warm_up else 1
+            duration = WARM_UP_SECONDS if warm_up else self.seconds
+            steps, start = 0, now()
+            while steps < min_steps or (
+                time.perf_counter() - start < duration and steps < MAX_STEPS_PER_ROUND
+            ):
                 yield
                 steps += 1
-            seconds = (now() - begun) / steps
-            if number:
-                self.times.append(seconds)
+            seconds_per_step = (now() - start) / steps
+            if not warm_up:
+                self.times.append(seconds_per_step)
 
 
 def now() -> float:
-    """Return the time, once a GPU has done what it was told."""
+    """Return the time in seconds, after a GPU has finished its queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-class Fit(cli.CLI):
-    """`fit` as it is shipped, save that a clock stands at its loader."""
+class TimedFit(lightning_cli.CLI):
+    """``fit`` as shipped, with a timer in front of its training data loader.
 
-    clock: Clock
-    bare: bool  # whether to run the bare loop in its place, once all is set up
+    Args:
+        command: ``fit``.
+        argv: its options.
+        timer: times the steps.
+        bare: whether to run the bare loop instead, once everything is set up.
+    """
+
+    def __init__(self, command: str, argv: list[str], timer: Timer, bare: bool) -> None:
+        self.timer, self.bare = timer, bare
+        super().__init__(command, argv)
 
     def before_fit(self) -> None:
-        """Put the clock between the loader and Lightning."""
+        """Wrap the training data loader."""
         super().before_fit()
         loader = self.datamodule.train_dataloader
         self.datamodule.train_dataloader = lambda: TimedLoader(loader(), self)
 
     def after_fit(self) -> None:
-        """Say nothing and leave no card: there is no result."""
+        """Print nothing and write no model card."""
 
-    def timed(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Yield the batches of the timed steps, or take bare steps; then stop.
+    def timed_batches(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Yield the batches of the timed steps, or run the bare loop; then stop the trainer.
 
-        Lightning asks for a batch one step ahead, so between two of its questions lies one step.
+        Lightning fetches each batch one step ahead, so it takes one step between two fetches.
         """
         if self.bare:
             step = self.bare_step()
-            for _ in self.clock:
+            for _ in self.timer:
                 step()
         else:
-            for _ in self.clock:
+            for _ in self.timer:
                 yield next(batches)
         self.trainer.should_stop = True
         yield next(batches)
 
     def bare_step(self) -> Callable[[], None]:
-        """Return a step of our model without Lightning, compiled and in a precision as `fit` is."""
+        """Return a function that takes one step of the same model and loss without Lightning.
+
+        The network is the one that ``fit`` has built, with its kernels installed.
+        """
         data, model, trainer = self.datamodule, self.model, self.trainer
-        device, T = trainer.strategy.root_device, data.block_size
-        net = model.build(len(data.tokenizer.vocabulary)).to(device)
+        device, T, net = trainer.strategy.root_device, data.block_size, model.net
         optimizer = build_optimizer(net, model.hparams, fused=True)
         ids = data.splits["train"].to(device)
         batches = training_batches(data.draw, 0)
-        half = HALF.get(str(trainer.precision))
+        dtype = AUTOCAST_DTYPES.get(str(trainer.precision))
 
         def step() -> None:
             inputs, targets = gather(ids, Windows(next(batches).to(device), T))
-            with torch.autocast(device.type, half) if half else nullcontext():
+            with torch.autocast(device.type, dtype) if dtype else nullcontext():
                 loss = model.training_loss(net, inputs, targets)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -125,38 +140,46 @@ class Fit(cli.CLI):
 
 @dataclass
 class TimedLoader:
-    """A loader at which the clock stands."""
+    """A data loader whose batches are timed.
+
+    Args:
+        loader: the training data loader of ``fit``.
+        fit: the command that trains.
+    """
 
     loader: Any
-    fit: Fit
+    fit: TimedFit
 
     def __iter__(self) -> Iterator[Tensor]:
-        return self.fit.timed(iter(self.loader))
+        return self.fit.timed_batches(iter(self.loader))
 
 
 def run(name: str, config: Path, rounds: int, seconds: float) -> dict[str, Any]:
-    """Run a loop; return the seconds per step of each round, and what it computed in what memory.
+    """Run a loop.
 
-    Where it fails (no compiler, no memory), return what it said.
+    Returns:
+        Seconds per step of each round, arithmetic, number of parameters, peak memory in bytes; or,
+        if the loop fails (no compiler, out of memory), the error message.
     """
-    clock = Clock(rounds, seconds)
+    timer = Timer(rounds, seconds)
+    time_loop = time_baseline if name in BASELINES else time_ours
     try:
-        time_loop = time_textbook if name in TEXTBOOK else time_ours
-        about = time_loop(name, config, clock)
+        result = time_loop(name, config, timer)
     except Exception as error:
-        first, *_ = [*str(error).strip().splitlines(), ""]
-        return {"failure": f"{type(error).__name__}: {first}"}
-    return {"rounds": clock.times, "threads": torch.get_num_threads(), **about, **memory()}
+        first_line, *_ = [*str(error).strip().splitlines(), ""]
+        return {"failure": f"{type(error).__name__}: {first_line}"}
+    return {"rounds": timer.times, "threads": torch.get_num_threads()} | result | peak_memory()
 
 
-def time_textbook(name: str, config: Path, clock: Clock) -> dict[str, Any]:
-    """Time the textbook's loop, under the settings that PyTorch comes with.
+def time_baseline(name: str, config: Path, timer: Timer) -> dict[str, Any]:
+    """Time the baseline under PyTorch's default settings.
 
-    Returns: its arithmetic, its number of parameters and whether it is compiled.
+    Returns:
+        Its arithmetic, its number of parameters and whether it is compiled.
     """
-    autocast, compiled = TEXTBOOK[name]
-    training = Training(Sizes.of(config), best_device(), autocast, compiled)
-    for _ in clock:
+    autocast, compiled = BASELINES[name]
+    training = Training(Sizes.from_config(config), best_device(), autocast, compiled)
+    for _ in timer:
         training.step()
     return {
         "arithmetic": "bf16" if autocast else "fp32",
@@ -165,23 +188,25 @@ def time_textbook(name: str, config: Path, clock: Clock) -> dict[str, Any]:
     }
 
 
-def time_ours(name: str, config: Path, clock: Clock) -> dict[str, Any]:
-    """Time `fit`, or the bare loop under its settings; return the same."""
-    Fit.clock, Fit.bare = clock, name == "bare"
-    short = 0 <= Sizes.of(config).max_steps < WORTH_IT_FROM  # which `fit` would not compile
-    choice = "false" if short or name == "fit, not compiled" else "auto"
+def time_ours(name: str, config: Path, timer: Timer) -> dict[str, Any]:
+    """Time ``fit``, or the bare loop under its settings; return the same as ``time_baseline``."""
+    # the number of steps below must not change whether `fit` compiles this config
+    short = 0 <= Sizes.from_config(config).max_steps < MIN_AUTO_STEPS
+    compile_option = "false" if short or name == "fit, not compiled" else "auto"
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         options = ["--config", str(config), "--trainer.default_root_dir", folder]
         options += ["--trainer.accelerator", "gpu" if best_device() == "cuda" else "cpu"]
         options += ["--trainer.max_steps", str(10**6), "--trainer.enable_progress_bar", "false"]
-        options += ["--trainer.limit_val_batches", "0", "--card", "false", "--compile", choice]
-        fitted = cli.run("fit", options, Fit)
-    loss, precision = fitted.model.training_loss, str(fitted.trainer.precision)
-    on_cuda = fitted.trainer.strategy.root_device.type == "cuda"
-    tf32 = on_cuda and torch.cuda.get_device_capability()[0] >= 8
-    halves = {"bf16-mixed": "bf16", "16-mixed": "fp16"}
+        options += ["--trainer.limit_val_batches", "0", "--card", "false"]
+        options += ["--compile", compile_option]
+        timed_fit = partial(TimedFit, timer=timer, bare=name == "bare")
+        cli = lightning_cli.run("fit", options, timed_fit)
+    loss, precision = cli.model.training_loss, str(cli.trainer.precision)
+    on_cuda = cli.trainer.strategy.root_device.type == "cuda"
+    has_tf32 = on_cuda and torch.cuda.get_device_capability()[0] >= 8
+    arithmetic = {"bf16-mixed": "bf16", "16-mixed": "fp16"}
     return {
-        "arithmetic": halves.get(precision, "tf32" if tf32 else "fp32"),
-        "parameters": count_parameters(fitted.model.net),
-        "compiled": isinstance(loss, CompiledLoss) and loss.works,
+        "arithmetic": arithmetic.get(precision, "tf32" if has_tf32 else "fp32"),
+        "parameters": count_parameters(cli.model.net),
+        "compiled": isinstance(loss, CompiledLoss) and loss.run is not loss.loss,
     }

@@ -1,4 +1,4 @@
-"""A character-level GPT that one can read, run and change."""
+"""A character-level GPT in PyTorch Lightning."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``load`` and ``generate`` when they are asked for: help needs no torch."""
+    """Import ``load`` and ``generate`` on first use, so that ``--help`` does not import torch."""
     if name in ("load", "generate"):
         from nanogpt.generation import generate
 

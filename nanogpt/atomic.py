@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all."""
+"""Atomic writes: after a crash, a file has its old or its new content, never a part of it."""
 
 import os
 import re
@@ -10,13 +10,12 @@ PREFIX = ".partial-"
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file beside its target, flush it, and only then give it its name.
+    """Write a temporary file in the same folder, flush it to disk, and rename it to ``path``.
 
-    A full disk or a kill leaves what was there before.
+    If the disk is full or the process is killed, the previous file remains.
 
     Raises:
-        OSError: if it cannot be written; ``filename`` is the target's, and a note says how much
-            room it takes.
+        OSError: if the file cannot be written; ``filename`` is ``path``, and a note gives the size.
     """
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=PREFIX) as folder:
@@ -33,7 +32,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writing left anywhere in a folder when the process was killed."""
+    """Remove the temporary files that killed processes left in a folder and its subfolders."""
     for partial in folder.rglob(f"{PREFIX}*"):
         if re.fullmatch(re.escape(PREFIX) + r"\w{8}", partial.name) and partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)

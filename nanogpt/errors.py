@@ -1,19 +1,19 @@
-"""The exceptions that end a command in one line, without a traceback."""
+"""The exceptions that end a command with one line on stderr, without a traceback."""
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: its text is one line that says what is wrong and how.
+    """A mistake that the user can correct; the command exits with code 2.
 
-    The command line prints it without a traceback and exits with code 2.
+    The message is one line: what is wrong, and what to do.
     """
 
 
 class Interrupted(Exception):  # noqa: N818
-    """A run that a signal has stopped: its text is one line that says how to go on.
+    """A run that a signal has stopped.
 
     Args:
-        message: that line.
-        code: what the process ends with: 128 and the number of the signal.
+        message: one line that says how to resume the run.
+        code: the exit code: 128 + the number of the signal.
     """
 
     def __init__(self, message: str, code: int) -> None:

@@ -1,4 +1,4 @@
-"""jsonargparse's errors, in one line that names the nearest valid option."""
+"""Turn the errors of jsonargparse into one line that names the closest valid option."""
 
 import re
 from collections.abc import Iterable
@@ -6,52 +6,52 @@ from difflib import get_close_matches
 
 REWORDED = {
     r"argument (?:-\w/)?(--\S+): expected one argument": (
-        r"\1 takes a value: write \1=VALUE if that begins with a dash"
+        r"\1 takes a value: write \1=VALUE if it begins with a dash"
     ),
     r'Key "(\w+)\.\w+" not found in namespace': (
-        r"\1 takes settings: write them, indented, below `\1:`"
+        r"\1 is a section of settings: write them, indented, below `\1:`"
     ),
     r"Unexpected config: (.*)": (
-        r"a config takes settings below `model:`, `data:` or `trainer:`, not '\1'"
+        r"a config has the sections `model:`, `data:` and `trainer:`, and cannot be '\1'"
     ),
 }
 
-ROOMS = ("model", "data", "trainer")
+SECTIONS = ("model", "data", "trainer")
 
 
 def explain(message: str, options: Iterable[str]) -> str:
-    """Turn a parser's message into one line.
+    """Return a parser's error message as one line that says what to do.
 
     Args:
-        message: of jsonargparse's or argparse's ``ArgumentError``.
-        options: the valid keys, such as ``model.n_layer``.
+        message: of an ``ArgumentError`` of jsonargparse or argparse.
+        options: the valid options, such as ``model.n_layer``.
     """
     if found := re.search(r"unrecognized arguments: (.*)", message):
         unknown = found[1].split()[0].split("=")[0]
         if not unknown.startswith("-"):
             return f"unexpected argument {unknown!r}; options are written --name value"
-        return f"unknown option {unknown}{_nearest(unknown.lstrip('-'), options, '--')}"
+        return f"unknown option {unknown}{_suggestion(unknown.lstrip('-'), options, '--')}"
     if found := re.search(r"does not accept (?:nested key|option|key) '([^']*)'", message):
-        return f"unknown setting {found[1]} in the config{_nearest(found[1], options, '')}"
+        return f"unknown setting {found[1]} in the config{_suggestion(found[1], options, '')}"
     if found := re.search(r'Parser key "([^"]*)":\s*(.*)', message, re.DOTALL):
-        return _about(found[1], found[2])
-    for pattern, words in REWORDED.items():
+        return _explain_value(found[1], found[2])
+    for pattern, template in REWORDED.items():
         if found := re.search(pattern, message):
-            return found.expand(words)
+            return found.expand(template)
     return _one_line(message)
 
 
-def _about(key: str, detail: str) -> str:
-    """Say what is wrong with the value of a setting."""
-    if "Unable to load config" in detail and key in ROOMS:
-        return f"{key} takes settings: give them one by one, --{key}.NAME VALUE"
+def _explain_value(key: str, detail: str) -> str:
+    """Return what is wrong with the value of a setting, and which values it takes."""
+    if "Unable to load config" in detail and key in SECTIONS:
+        return f"{key} is a section of settings: set them one by one, --{key}.NAME VALUE"
     if found := re.search(r"Problem with given class_path '(?:.*\.)?(.*)':\s*(.*)", detail):
         return f"{key}: {found[1]}: {found[2]}"
     if found := re.search(r"Expected a dot import path string: (.*)", detail):
-        return f"{key}: there is no {found[1]!r}"
+        return f"{key}: there is no class {found[1]!r}"
     given = re.findall(r"(?:Given value|Got value): (.*)", detail)
     expected = [
-        _plain(kind)
+        _type_name(kind)
         for kind in re.findall(r"Expected an? (?!path but)(.*?)(?:\. Got|$)", detail, re.M)
     ]
     if given and expected:
@@ -59,19 +59,20 @@ def _about(key: str, detail: str) -> str:
     return f"{key}: {_one_line(detail)}"
 
 
-def _nearest(unknown: str, options: Iterable[str], prefix: str) -> str:
+def _suggestion(unknown: str, options: Iterable[str], prefix: str) -> str:
+    """Return a hint that names the closest option, by its full name or its last part."""
     options, name = list(options), unknown.rsplit(".", 1)[-1]
-    last = {option.rsplit(".", 1)[-1]: option for option in reversed(options)}
-    if name in last:  # trainer.n_layer for model.n_layer
-        return f"; did you mean {prefix}{last[name]}?"
-    near = get_close_matches(unknown, options, 1, 0.6)
-    if not near:  # n_layr for model.n_layer
-        near = [last[n] for n in get_close_matches(name, last, 1, 0.7)]
-    return f"; did you mean {prefix}{near[0]}?" if near else "; see --help for all of them"
+    by_last_part = {option.rsplit(".", 1)[-1]: option for option in reversed(options)}
+    if name in by_last_part:  # trainer.n_layer for model.n_layer
+        return f"; did you mean {prefix}{by_last_part[name]}?"
+    close = get_close_matches(unknown, options, 1, 0.6)
+    if not close:  # n_layr for model.n_layer
+        close = [by_last_part[n] for n in get_close_matches(name, by_last_part, 1, 0.7)]
+    return f"; did you mean {prefix}{close[0]}?" if close else "; see --help for all of them"
 
 
-def _plain(kind: str) -> str:
-    """``<class 'int'>`` is ``int``, ``typing.Literal['a', 'b']`` is ``a, b`` and so on."""
+def _type_name(kind: str) -> str:
+    """Return ``int`` for ``<class 'int'>``, ``a, b`` for ``typing.Literal['a', 'b']`` and so on."""
     if found := re.match(r"<class '(?:.*\.)?([^'.]*)'>", kind):
         return {"NoneType": "null", "list": "a list: [ONE, OTHER]"}.get(found[1], found[1])
     return re.sub(r"(?:typing\.)?Literal\[(.*)\]", r"\1", kind).replace("'", "")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from nanogpt.errors import UserError
-from nanogpt.notices import notice
+from nanogpt.notices import notice, program
 
 LOGS = Path("lightning_logs")
 
@@ -34,19 +34,19 @@ class Run:
         return None
 
 
-def newest_run(logs: Path = LOGS) -> Run:
+def newest_run() -> Run:
     """Return the run with the highest number that has a checkpoint.
 
     Raises:
         UserError: if there is none.
     """
-    folders = [f for f in logs.glob("version_*") if re.fullmatch(r"version_\d+", f.name)]
+    folders = [f for f in LOGS.glob("version_*") if re.fullmatch(r"version_\d+", f.name)]
     for folder in sorted(folders, key=lambda f: int(f.name.removeprefix("version_")), reverse=True):
         if Run(folder).checkpoint():
             return Run(folder)
     raise UserError(
-        f"no run with a checkpoint in {logs}: train one first, for example with "
-        "`python cli.py fit --config configs/quickstart.yaml`, or name one with --ckpt_path"
+        f"no run with a checkpoint in {LOGS}: train one first, for example with "
+        f"`{program()} fit --config quickstart`, or pass one to --ckpt_path"
     )
 
 
@@ -60,8 +60,8 @@ def find_checkpoint(ckpt_path: str = "best", of_folder: CheckpointName = "best")
     Raises:
         UserError: if there is no such checkpoint.
     """
-    if ckpt_path == "best" or ckpt_path == "last":
-        found = newest_run().checkpoint(ckpt_path)
+    if ckpt_path in ("best", "last"):
+        found = newest_run().checkpoint("best" if ckpt_path == "best" else "last")
         assert found is not None
         return found
     path = Path(ckpt_path)
@@ -85,7 +85,7 @@ def read_with_fallback(
 ) -> Content:
     """Read a checkpoint or, if it is damaged, the other one of its run.
 
-    A checkpoint that is given by its file name has no fallback.
+    There is no fallback for a checkpoint given by its file name.
 
     Args:
         read: reads a file, and raises ``UserError`` if it is damaged.
@@ -100,15 +100,14 @@ def read_with_fallback(
         return read(path)
     except UserError as error:
         other = path.with_name("last.ckpt" if path.name == "best.ckpt" else "best.ckpt")
-        is_file = ckpt_path not in ("best", "last") and not Path(ckpt_path).is_dir()
-        if is_file or not other.is_file():
+        if path == Path(ckpt_path) or not other.is_file():
             raise
         try:
             content = read(other)
         except UserError:
             raise UserError(
-                f"neither {path} nor {other.name} in the same folder can be read: name another "
-                "checkpoint with --ckpt_path, or train again"
+                f"neither {path} nor {other.name} in the same folder can be read: pass another "
+                "checkpoint to --ckpt_path, or train again"
             ) from error
         notice(f"{path} is damaged: using {other} instead")
         return content

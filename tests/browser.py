@@ -1,4 +1,4 @@
-"""A real browser, and TensorBoard for it to look at."""
+"""A headless Chromium and a TensorBoard server, for tests and screenshots."""
 
 import json
 import re
@@ -17,22 +17,22 @@ from selenium.common.exceptions import JavascriptException
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
-PATIENCE = 90  # seconds, for what takes one or two on a quiet machine
+TIMEOUT = 90  # seconds; everything takes one or two on an idle machine
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 CHROMEDRIVER = shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(
     not (CHROMIUM and CHROMEDRIVER),
-    reason="no Chromium here: apt-get install chromium chromium-driver",
+    reason="no Chromium on this machine: apt-get install chromium chromium-driver",
 )
 OPTIONS = (
     *("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"),
     *("--force-device-scale-factor=1", "--hide-scrollbars", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update"),
 )
-# much of TensorBoard lies in shadow roots, within shadow roots
-EVERYWHERE = """
+# much of TensorBoard is in nested shadow roots
+JAVASCRIPT = """
 function everywhere(selector, root = document) {
   const found = [...root.querySelectorAll(selector)];
   for (const element of root.querySelectorAll("*"))
@@ -40,8 +40,8 @@ function everywhere(selector, root = document) {
   return found;
 }
 const shown = (element) => element.checkVisibility({ visibilityProperty: true });
-const plain = (element) => element.textContent.replace(/\\s+/g, "");
-function said() {
+const text = (element) => element.textContent.replace(/\\s+/g, "");
+function visibleTexts() {
   return everywhere("*:not(style, script, template)").filter(shown)
     .flatMap((e) => [...e.childNodes]).filter((n) => n.nodeType === Node.TEXT_NODE)
     .map((n) => n.data.trim()).filter(Boolean);
@@ -50,77 +50,77 @@ function said() {
 
 
 class Browser(Chrome):
-    """A Chromium that is asked in JavaScript, and waits for the answer."""
+    """A Chromium that evaluates JavaScript and waits for conditions."""
 
     def resize(self, width: int, height: int, scale: float = 1) -> None:
-        """Make the page, without a window's frame, so many CSS pixels large."""
+        """Set the size of the viewport in CSS pixels."""
         size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
         self.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
-    def ask(self, expression: str, *arguments: object) -> Any:
-        """Return the value of an expression, which may look ``everywhere``."""
-        return self.execute_script(f"{EVERYWHERE} return {expression};", *arguments)
+    def evaluate(self, expression: str, *arguments: object) -> Any:
+        """Return the value of an expression, which may use the functions of ``JAVASCRIPT``."""
+        return self.execute_script(f"{JAVASCRIPT} return {expression};", *arguments)
 
     def wait_for(self, expression: str, *arguments: object) -> Any:
-        """Return the value of an expression, once it is true.
+        """Wait until the value of an expression is truthy, and return it.
 
         Raises:
-            AssertionError: with what is on the page, if it never is.
+            AssertionError: after a timeout, with the visible texts of the page.
         """
-        deadline, reason = time.monotonic() + PATIENCE, ""
+        deadline, reason = time.monotonic() + TIMEOUT, ""
         while time.monotonic() < deadline:
             try:
-                if found := self.ask(expression, *arguments):
-                    return found
-            except JavascriptException as error:  # of what is not there yet
+                if value := self.evaluate(expression, *arguments):
+                    return value
+            except JavascriptException as error:  # an element may not exist yet
                 reason = f" ({error.msg})"
             time.sleep(0.1)
-        page = json.dumps(self.ask("said()"), ensure_ascii=False)
-        raise AssertionError(f"never: {expression}{reason}; {self.current_url} shows {page}")
+        texts = json.dumps(self.evaluate("visibleTexts()"), ensure_ascii=False)
+        raise AssertionError(f"timeout: {expression}{reason}; {self.current_url} shows {texts}")
 
 
 @contextmanager
 def browser(width: int = 1400, height: int = 1000) -> Iterator[Browser]:
-    """Start a Chromium without a window, and end it."""
+    """Start a headless Chromium, and quit it at exit."""
     assert CHROMIUM
     options = ChromeOptions()
     options.binary_location = CHROMIUM
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         for option in (*OPTIONS, f"--user-data-dir={profile}"):
             options.add_argument(option)
-        with Browser(options, Service(CHROMEDRIVER)) as chromium:  # so that none is downloaded
-            chromium.set_page_load_timeout(PATIENCE)
-            chromium.set_script_timeout(PATIENCE)
+        with Browser(options, Service(CHROMEDRIVER)) as chromium:  # a path, so none is downloaded
+            chromium.set_page_load_timeout(TIMEOUT)
+            chromium.set_script_timeout(TIMEOUT)
             chromium.resize(width, height)
             yield chromium
 
 
 @contextmanager
 def tensorboard(logdir: Path) -> Iterator[str]:
-    """Start TensorBoard on a folder, hand out its address once all is read, and end it."""
+    """Start TensorBoard on a folder, yield its address when all events are loaded, and kill it."""
     options = [
         *("--logdir", str(logdir), "--host", "127.0.0.1", "--port", "0"),
         *("--load_fast", "false", "--reload_task", "blocking", "--reload_interval", "0"),
     ]
     command = [sys.executable, "-m", "tensorboard.main", *options]
     with tempfile.TemporaryDirectory() as folder:
-        said = Path(folder) / "said.txt"
-        with said.open("w") as output:
+        log = Path(folder) / "log.txt"
+        with log.open("w") as output:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
         with process:
             try:
-                yield address_in(said.read_text, process)
+                yield address_in(log.read_text, process)
             finally:
                 process.kill()
 
 
 def address_in(output: Callable[[], str], process: subprocess.Popen[bytes]) -> str:
-    """Return the address that a server prints once it stands."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait for the address that a server prints when it is ready."""
+    deadline = time.monotonic() + TIMEOUT
     while process.poll() is None and time.monotonic() < deadline:
         if address := re.search(r"http://127\.0\.0\.1:\d+/", output()):
             return address[0]
         time.sleep(0.1)
-    raise AssertionError(f"TensorBoard does not start: {output()}")
+    raise AssertionError(f"TensorBoard did not start: {output()}")

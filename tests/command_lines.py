@@ -1,4 +1,4 @@
-"""Command lines for tests: what is run, and what it did."""
+"""Command lines for tests, and their outcomes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ from nanogpt.text import corpora
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHARED_TEXT = Path(__file__).parents[2] / "shared" / "data" / corpora.FILE
 
-# a GPT of 2,000 parameters that takes a step in a millisecond, without pictures of it
+# overrides configs/quickstart.yaml: a GPT of 2,000 parameters that takes a millisecond per step
 TINY = [
-    *("--model.architecture=gpt", "--model.init=normal", "--model.optimizer=adamw"),
+    *("--model.architecture=gpt", "--model.token_shift=null", "--model.init=normal"),
+    "--model.optimizer=adamw",
     *("--model.learning_rate=2e-3", "--model.schedule=cosine", "--model.warmup_steps=100"),
     *("--model.betas=[0.9,0.999]", "--model.weight_decay=0.01"),
     "--data.replacement=true",
@@ -23,7 +24,7 @@ TINY = [
 
 @dataclass
 class Outcome:
-    """What a command line did."""
+    """The exit code and output of a command line."""
 
     code: int
     out: str
@@ -34,5 +35,5 @@ Run = Callable[..., Outcome]
 
 
 def is_one_line(error: str) -> bool:
-    """Whether what stands on stderr is one line, and no traceback."""
+    """Return whether stderr is a single line without a traceback."""
     return error.startswith("error: ") and error.count("\n") == 1

@@ -1,22 +1,25 @@
-"""Every test runs in an empty folder, without a network, and finds no text but its own."""
+"""Each test runs in an empty folder, without a network, and finds no corpus but its own."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from nanogpt.commands.main import main
+from nanogpt.commands.main import main, replace_missing_backend
 from nanogpt.text import corpora
 from nanogpt.text.pastiche import pastiche
 from tests.command_lines import CONFIGS, TINY, Outcome, Run
 
+replace_missing_backend()  # before any test imports lightning, which imports matplotlib
+
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep a test from the machine's own texts, runs and network."""
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Isolate a test from the machine's corpora, runs and network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NANOGPT_DATA_DIR", raising=False)
     monkeypatch.setattr(corpora, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(corpora, "URL", "https://127.0.0.1:1/nobody/listens.txt")
+    monkeypatch.setattr(corpora, "URL", "https://127.0.0.1:1/unreachable.txt")
     monkeypatch.setattr(corpora, "RETRY_AFTER_SECONDS", ())
 
 
@@ -28,13 +31,14 @@ def text(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line in this process."""
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command line in this process, as ``python cli.py`` does."""
 
     def run(*argv: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["cli.py", *argv])
         capsys.readouterr()
         try:
-            code = main(list(argv))
+            code = main()
         except SystemExit as end:
             code = int(end.code or 0)
         captured = capsys.readouterr()
@@ -45,7 +49,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def fit(run: Run, text: str) -> Run:
-    """Train a tiny GPT on a small text, without a card; later options win."""
+    """Train a tiny GPT on a small text, without a model card; later options take precedence."""
 
     def fit(*options: str) -> Outcome:
         config = str(CONFIGS / "quickstart.yaml")

@@ -1,6 +1,7 @@
-"""Every shipped config runs, and is the experiment that it says it is."""
+"""Every shipped config runs and matches its description."""
 
 import re
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from nanogpt.models import SETTINGS, build_model, count_parameters
+from nanogpt.models.registry import build_model, config_class, count_parameters
+from nanogpt.resources import shipped_configs
 from nanogpt.text.corpora import PASTICHE
 from tests.command_lines import CONFIGS, Run
 
-ALL = pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+ALL = pytest.mark.parametrize("path", shipped_configs().values(), ids=shipped_configs())
 
-# The reference's own table: parameters, batch, block, steps, evaluations, lr, dropout.
+# the reference's table: parameters, batch, block, steps, evaluation interval, lr, dropout
 REFERENCE = {
     "bigram": (4_225, 32, 8, 5000, 300, 1e-3, 0.0),
     "ladder/01_bigram": (4_225, 32, 8, 5000, 500, 1e-3, 0.0),
@@ -22,9 +24,9 @@ REFERENCE = {
     "gpt_small": (309_313, 32, 128, 5000, 500, 3e-4, 0.2),
     "gpt10m": (10_788_929, 64, 256, 5000, 500, 3e-4, 0.2),
 }
-OPTIMIZER = ("betas", "weight_decay", "schedule", "warmup_steps")  # whose defaults it used
+OPTIMIZER = ("betas", "weight_decay", "schedule", "warmup_steps")  # the reference used defaults
 
-# Options that make any of them small, for those settings that it has.
+# overrides that make any config small, for the settings that it contains
 SMALL = {
     "model": {"block_size": 8, "n_embd": 24},
     "data": {"batch_size": 2},
@@ -38,13 +40,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def n_parameters(model: dict[str, Any]) -> int:
-    """The parameters of a config's model, as it is, on 65 characters."""
-    settings = {name: model[name] for name in SETTINGS if name in model}
+    """Return the parameters of a config's model with a vocabulary of 65 characters."""
+    names = [field.name for field in fields(config_class(model["architecture"]))]
+    settings = {name: model[name] for name in names if name in model}
     return count_parameters(build_model(model["architecture"], 65, **settings))
 
 
 @ALL
-def test_it_runs(path: Path, run: Run, text: str) -> None:
+def test_config_runs(path: Path, run: Run, text: str) -> None:
     options = [
         f"--{section}.{name}={value}"
         for section, settings in read(path).items()
@@ -62,14 +65,14 @@ def test_it_runs(path: Path, run: Run, text: str) -> None:
 
 
 @ALL
-def test_it_runs_on_a_machine_without_a_network(path: Path) -> None:
+def test_config_can_be_trained_offline(path: Path) -> None:
     data = read(path)["data"]
     assert data["offline_corpus"] == PASTICHE
-    assert "corpus" not in data  # tiny Shakespeare wherever it can be had
+    assert "corpus" not in data  # tiny Shakespeare if it is available
 
 
 @ALL
-def test_its_first_line_says_what_it_is_and_counts_right(path: Path) -> None:
+def test_first_line_states_the_number_of_parameters(path: Path) -> None:
     first = path.read_text(encoding="utf-8").split("\n")[0]
     found = re.match(r"# .*\(([\d.,]+)( M)? parameters\)", first)
     assert found, first
@@ -78,7 +81,7 @@ def test_its_first_line_says_what_it_is_and_counts_right(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", REFERENCE)
-def test_it_is_the_references_experiment(name: str) -> None:
+def test_config_matches_the_reference(name: str) -> None:
     config = read(CONFIGS / f"{name}.yaml")
     model, trainer = config["model"], config["trainer"]
     assert (
@@ -96,13 +99,13 @@ def test_it_is_the_references_experiment(name: str) -> None:
     assert "seed_everything" not in config  # 1337 without it: the reference's seed
 
 
-# What each rung of the ladder changes of the one below, from the third on.
+# the setting that each stage of the ladder changes, from the third on
 LADDER = sorted((CONFIGS / "ladder").glob("*.yaml"))
 CHANGES = ["parts", "n_head", "parts", "n_layer", "parts", "parts", "positions"]
 
 
 def flat(path: Path) -> dict[str, Any]:
-    """A config's settings by their full names."""
+    """Return the settings of a config by their full names."""
     return {
         f"{section}.{name}": value
         for section, settings in read(path).items()
@@ -110,23 +113,23 @@ def flat(path: Path) -> dict[str, Any]:
     }
 
 
-def test_each_rung_of_the_ladder_changes_one_setting() -> None:
+def test_each_stage_of_the_ladder_changes_one_setting() -> None:
     changes = []
-    for below, rung in pairwise(map(flat, LADDER[1:])):
-        assert below.keys() == rung.keys()
-        changes.append([name for name in rung if rung[name] != below[name]])
+    for previous, stage in pairwise(map(flat, LADDER[1:])):
+        assert previous.keys() == stage.keys()
+        changes.append([name for name in stage if stage[name] != previous[name]])
     assert changes == [[f"model.{name}"] for name in CHANGES]
 
 
-def test_the_bigram_and_the_average_share_all_that_both_have() -> None:
+def test_first_two_stages_share_their_common_settings() -> None:
     bigram, average = map(flat, LADDER[:2])
     assert bigram.keys() < average.keys()
     assert [name for name in bigram if bigram[name] != average[name]] == ["model.architecture"]
 
 
 @pytest.mark.parametrize("path", LADDER, ids=lambda path: path.stem)
-def test_every_rung_is_trained_alike(path: Path) -> None:
+def test_all_stages_are_trained_with_the_same_settings(path: Path) -> None:
     settings = flat(path)
-    trained = ("data.batch_size", "model.block_size", "trainer.max_steps", "model.learning_rate")
-    assert [settings[name] for name in trained] == [32, 8, 5000, 1e-3]
+    shared = ("data.batch_size", "model.block_size", "trainer.max_steps", "model.learning_rate")
+    assert [settings[name] for name in shared] == [32, 8, 5000, 1e-3]
     assert "model.dropout" not in settings

@@ -1,4 +1,4 @@
-"""What a machine is fast at: each kind of one, with the hardware's answers put in its mouth."""
+"""Decisions that depend on the machine, with simulated hardware."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from nanogpt.hardware import best_device, fast_bf16, keep_memory
 
 
 @pytest.mark.parametrize(("cuda", "expected"), [(True, "cuda"), (False, "cpu")])
-def test_the_best_device_is_a_gpu_where_there_is_one(
+def test_best_device_is_a_gpu_if_there_is_one(
     cuda: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
@@ -27,7 +27,7 @@ def test_the_best_device_is_a_gpu_where_there_is_one(
         ("mps", (9, 0), True, False),
     ],
 )
-def test_bf16_is_fast_where_the_device_itself_has_units_for_it(
+def test_bf16_is_fast_if_the_device_supports_it(
     device: str,
     capability: tuple[int, int],
     amx: bool,
@@ -40,19 +40,23 @@ def test_bf16_is_fast_where_the_device_itself_has_units_for_it(
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps", "meta"])
-def test_no_gpu_is_asked_about_another_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_bf16_does_not_query_the_gpu_for_other_devices(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delattr(torch.cuda, "get_device_capability")
     assert isinstance(fast_bf16(device), bool)
 
 
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
-def test_other_systems_have_no_mallopt(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_memory_does_nothing_on_other_systems(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hardware.sys, "platform", platform)
     monkeypatch.delattr(hardware.ctypes, "CDLL")
     keep_memory()
 
 
-def test_a_libc_without_mallopt_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_memory_ignores_a_libc_without_mallopt(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_libc(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 

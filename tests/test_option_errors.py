@@ -1,4 +1,4 @@
-"""What jsonargparse says, in one line: its messages are made here, not remembered."""
+"""One-line errors for messages of jsonargparse, which these tests provoke rather than quote."""
 
 from argparse import ArgumentError
 from pathlib import Path
@@ -10,11 +10,11 @@ from jsonargparse import ArgumentParser
 from nanogpt.option_errors import explain
 
 
-class Colour:
-    """Something that is chosen by its class."""
+class Color:
+    """A base class whose subclasses can be chosen by name."""
 
 
-class Red(Colour):
+class Red(Color):
     def __init__(self, shade: int) -> None: ...
 
 
@@ -27,12 +27,12 @@ class Model:
         init: Literal["default", "normal"] | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         fused: bool = True,
-        colour: Colour | None = None,
+        color: Color | None = None,
     ) -> None: ...
 
 
 def explained(*argv: str) -> str:
-    """What a user is told about a command line of a parser that is like the real one's."""
+    """Return the error for a command line of a parser that resembles LightningCLI's."""
     top = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     fit = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     fit.add_argument("--config", action="config")
@@ -57,12 +57,12 @@ def explained(*argv: str) -> str:
         (["a", "b"], "unexpected argument 'a'; options are written --name value"),
         (
             ["--max_steps"],
-            "--max_steps takes a value: write --max_steps=VALUE if that begins with a dash",
+            "--max_steps takes a value: write --max_steps=VALUE if it begins with a dash",
         ),
     ],
     ids=str,
 )
-def test_options(argv: list[str], expected: str) -> None:
+def test_unknown_option(argv: list[str], expected: str) -> None:
     assert explained(*argv) == expected
 
 
@@ -81,7 +81,7 @@ def test_options(argv: list[str], expected: str) -> None:
         ("--max_steps=null", "max_steps cannot be 'None'; it takes int"),
     ],
 )
-def test_values(option: str, expected: str) -> None:
+def test_invalid_value(option: str, expected: str) -> None:
     assert explained(option) == expected
 
 
@@ -98,63 +98,61 @@ def test_values(option: str, expected: str) -> None:
         ("model: {n_layer: x}", "model.n_layer cannot be 'x'; it takes int"),
     ],
 )  # fmt: skip
-def test_settings_of_a_config(tmp_path: Path, config: str, expected: str) -> None:
+def test_invalid_setting_in_a_config(tmp_path: Path, config: str, expected: str) -> None:
     (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
     assert explained("--config=config.yaml") == expected
 
 
 @pytest.mark.parametrize(
-    ("config", "says"),
+    ("config", "expected"),
     [
         ("model: [", "Problems parsing config: while"),
-        ("- 1", "a config takes settings below `model:`, `data:` or `trainer:`, not '- 1'"),
-        ("", "a config takes settings below `model:`, `data:` or `trainer:`, not ''"),
+        ("- 1", "a config has the sections `model:`, `data:` and `trainer:`, and cannot be '- 1'"),
+        ("", "a config has the sections `model:`, `data:` and `trainer:`, and cannot be ''"),
     ],
 )
-def test_a_config_that_is_none(tmp_path: Path, config: str, says: str) -> None:
+def test_invalid_config(tmp_path: Path, config: str, expected: str) -> None:
     (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
-    found = explained("--config=config.yaml")
-    assert found.startswith(says)
-    assert "\n" not in found
+    message = explained("--config=config.yaml")
+    assert message.startswith(expected)
+    assert "\n" not in message
 
 
-def test_a_config_that_is_missing() -> None:
-    found = explained("--config=missing.yaml")
-    assert found.startswith("config: File does not exist: ")
-    assert "missing.yaml" in found
+def test_missing_config() -> None:
+    message = explained("--config=missing.yaml")
+    assert message.startswith("config: File does not exist: ")
+    assert "missing.yaml" in message
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--model.colour=Rde"], "model.colour: there is no 'Rde'"),
-        (["--model.colour=tests.test_parsing.Model"], "model.colour cannot be"),
-        (["--model.colour=Red"], "model.colour: Red: the following arguments are required: shade"),
+        (["--model.color=Rde"], "model.color: there is no class 'Rde'"),
+        (["--model.color=tests.test_option_errors.Model"], "model.color cannot be"),
+        (["--model.color=Red"], "model.color: Red: the following arguments are required: shade"),
     ],
     ids=str,
 )
-def test_classes(options: list[str], expected: str) -> None:
-    found = explained(*options)
-    assert found.startswith(expected)
-    assert "\n" not in found
-    assert len(found) < 200
+def test_invalid_class(options: list[str], expected: str) -> None:
+    message = explained(*options)
+    assert message.startswith(expected)
+    assert "\n" not in message
+    assert len(message) < 200
 
 
-def test_any_other_message_is_left_in_words_and_put_on_one_line() -> None:
+def test_any_other_message_is_put_on_one_line() -> None:
     assert explain("something\n  else  is\twrong\n", []) == "something else is wrong"
     assert explain('Parser key "a.b":\n  odd\n  thing', []) == "a.b: odd thing"
 
 
 @pytest.mark.parametrize(
-    ("unknown", "options", "nearest"),
+    ("unknown", "options", "closest"),
     [
-        ("--n_layer", ["a.n_layer", "b.n_layer"], "a.n_layer"),  # the first of two alike
+        ("--n_layer", ["a.n_layer", "b.n_layer"], "a.n_layer"),  # the first of two
         ("--trainer.n_layer", ["trainer.logger", "model.n_layer"], "model.n_layer"),
         ("--dropuot", ["model.dropout", "model.init"], "model.dropout"),
     ],
 )
-def test_the_nearest_option_is_found_by_its_last_part_too(
-    unknown: str, options: list[str], nearest: str
-) -> None:
-    found = explain(f"unrecognized arguments: {unknown}=3", options)
-    assert found == f"unknown option {unknown}; did you mean --{nearest}?"
+def test_closest_option_by_its_last_part(unknown: str, options: list[str], closest: str) -> None:
+    message = explain(f"unrecognized arguments: {unknown}=3", options)
+    assert message == f"unknown option {unknown}; did you mean --{closest}?"

@@ -1,4 +1,4 @@
-"""The yardstick: a small GPT comes close to the exact loss of the source of ``pastiche``."""
+"""A small GPT trained on ``pastiche`` comes close to the exact loss of its source."""
 
 from collections.abc import Iterator
 
@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanogpt.models import GPT
-from nanogpt.text.pastiche import exact_losses, pastiche
-from nanogpt.text.tokenizer import Tokenizer
+from nanogpt.models import GPT, GPTConfig
 from nanogpt.text.batches import Draw, Windows, batch_offsets, gather
+from nanogpt.text.pastiche import SOURCE, pastiche
+from nanogpt.text.tokenizer import Tokenizer
 
 STEPS, WARMUP, LEARNING_RATE = 1000, 50, 5e-3
 B, T = 32, 64
@@ -18,7 +18,7 @@ B, T = 32, 64
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Work on one thread: on a shared machine, waiting for a second one takes longer."""
+    """Use one thread: on a shared machine, waiting for a second one takes longer."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -27,15 +27,16 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def ids() -> Tensor:
-    return Tokenizer.of(pastiche()).encode(pastiche())
+    return Tokenizer.from_text(pastiche()).encode(pastiche())
 
 
 @pytest.fixture(scope="module")
 def trained(ids: Tensor) -> GPT:
-    """A GPT of 0.1 M parameters, trained on the first nine tenths for half a minute."""
+    """A GPT of 0.1 M parameters, trained for half a minute on the first nine tenths."""
     train = ids[: int(0.9 * len(ids))]
     torch.manual_seed(1)
-    model = GPT(65, T, n_layer=2, n_head=4, n_embd=64, init="normal")
+    config = GPTConfig(block_size=T, n_layer=2, n_head=4, n_embd=64, init="normal")
+    model = GPT(65, config)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, fused=True)
     for step in range(STEPS):
         rate = LEARNING_RATE * min((step + 1) / WARMUP, (STEPS - step) / (STEPS - WARMUP))
@@ -50,29 +51,28 @@ def trained(ids: Tensor) -> GPT:
 
 @torch.no_grad()
 def excess(model: GPT, ids: Tensor, shift: int = 1) -> float:
-    """How far, relatively, a model's loss on the last tenth lies above the exact one.
+    """The relative excess of a model's loss on the last tenth over the exact loss.
 
-    Only characters with at least half a block before them count, each of them once.
+    Each character with at least half a block of context counts once.
     """
-    begin = int(0.9 * len(ids))
-    starts = torch.arange(begin, len(ids) - T - shift, T // 2)
+    starts = torch.arange(int(0.9 * len(ids)), len(ids) - T - shift, T // 2)
     losses = []
     for part in starts.split(128):
-        cut = ids.unfold(0, T + shift, 1)[part].long()  # (B, T + shift)
-        logits, targets = model(cut[:, :T]), cut[:, shift:]
+        windows = ids.unfold(0, T + shift, 1)[part].long()  # (B, T + shift)
+        logits, targets = model(windows[:, :T]), windows[:, shift:]
         losses.append(F.cross_entropy(logits.mT, targets, reduction="none")[:, T // 2 :])
-    places = (starts[:, None] + shift + torch.arange(T // 2, T)).flatten()
-    exact = torch.tensor(exact_losses(pastiche()))[places]
+    positions = (starts[:, None] + shift + torch.arange(T // 2, T)).flatten()
+    exact = torch.tensor(SOURCE.exact_losses(pastiche()))[positions]
     return float(torch.cat(losses).double().mean() / exact.mean()) - 1
 
 
-def test_a_small_gpt_comes_within_five_percent_of_the_source(trained: GPT, ids: Tensor) -> None:
+def test_small_gpt_is_within_five_percent_of_the_exact_loss(trained: GPT, ids: Tensor) -> None:
     assert excess(trained, ids) < 0.05
 
 
-def test_nobody_beats_the_source(trained: GPT, ids: Tensor) -> None:
-    assert excess(trained, ids) > -0.01  # but for the noise of a finite text
+def test_small_gpt_is_not_better_than_the_exact_loss(trained: GPT, ids: Tensor) -> None:
+    assert excess(trained, ids) > -0.01  # 0 up to the noise of a finite text
 
 
-def test_the_yardstick_sees_a_target_shifted_by_one(trained: GPT, ids: Tensor) -> None:
+def test_targets_shifted_by_one_are_detected(trained: GPT, ids: Tensor) -> None:
     assert excess(trained, ids, shift=2) > 1

@@ -1,15 +1,15 @@
-"""Which run and which checkpoint are meant."""
+"""Finding runs and checkpoints."""
 
 from pathlib import Path
 
 import pytest
 
 from nanogpt.errors import UserError
-from nanogpt.runs import LOGS, Run, find_checkpoint, newest_run, run_of
+from nanogpt.runs import LOGS, Run, find_checkpoint, newest_run, read_with_fallback, run_of
 
 
-def leave(name: str, *checkpoints: str) -> Path:
-    """Leave a run as training does, with some checkpoints; return its folder."""
+def make_run(name: str, *checkpoints: str) -> Path:
+    """Create a run folder like training does, with the given checkpoints; return its path."""
     folder = LOGS / name
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").touch()
@@ -18,35 +18,29 @@ def leave(name: str, *checkpoints: str) -> Path:
     return folder
 
 
-def test_the_newest_run_has_the_highest_number() -> None:
+def test_newest_run_has_the_highest_number() -> None:
     for number in (9, 10, 2, 0):
-        leave(f"version_{number}", "last")
+        make_run(f"version_{number}", "last")
     assert newest_run() == Run(LOGS / "version_10")
 
 
 @pytest.mark.parametrize("name", ["version_x", "version_11x", "version_", "myrun_12", "reference"])
-def test_other_folders_are_no_runs(name: str) -> None:
-    leave(name, "best", "last")
+def test_other_folders_are_ignored(name: str) -> None:
+    make_run(name, "best", "last")
     with pytest.raises(UserError, match="no run with a checkpoint"):
         newest_run()
-    leave("version_1", "best")
+    make_run("version_1", "best")
     assert newest_run() == Run(LOGS / "version_1")
 
 
-def test_a_run_without_a_checkpoint_is_passed_over() -> None:
-    leave("version_3", "last")
-    leave("version_4")
-    leave("version_5", "epoch=1-step=5")
+def test_runs_without_a_checkpoint_are_skipped() -> None:
+    make_run("version_3", "last")
+    make_run("version_4")
+    make_run("version_5", "epoch=1-step=5")
     (LOGS / "version_6").mkdir()
     (LOGS / "version_7").touch()
     (LOGS / "version_8" / "checkpoints" / "best.ckpt").mkdir(parents=True)  # a folder of that name
     assert newest_run() == Run(LOGS / "version_3")
-
-
-def test_runs_may_lie_elsewhere(tmp_path: Path) -> None:
-    leave("version_0", "best")
-    LOGS.rename(tmp_path / "elsewhere")
-    assert newest_run(Path("elsewhere")).folder == Path("elsewhere") / "version_0"
 
 
 @pytest.mark.parametrize(
@@ -60,18 +54,18 @@ def test_runs_may_lie_elsewhere(tmp_path: Path) -> None:
         ([], "last", None),
     ],
 )
-def test_best_and_last_stand_in_for_each_other(
+def test_missing_best_or_last_is_replaced_by_the_other(
     kept: list[str], which: str, expected: str | None
 ) -> None:
-    folder = leave("version_0", *kept)
+    folder = make_run("version_0", *kept)
     found = Run(folder).checkpoint(which)
     assert found == (expected and folder / "checkpoints" / f"{expected}.ckpt")
     if expected:
         assert find_checkpoint(which) == found
 
 
-def test_a_checkpoint_may_be_named_by_its_path_or_its_runs() -> None:
-    old, new = leave("version_0", "best", "last"), leave("version_1", "best")
+def test_checkpoint_path_may_be_a_run_folder_or_a_file() -> None:
+    old, new = make_run("version_0", "best", "last"), make_run("version_1", "best")
     assert find_checkpoint() == new / "checkpoints" / "best.ckpt"
     assert find_checkpoint(str(old)) == old / "checkpoints" / "best.ckpt"
     assert find_checkpoint(f"{old}/") == old / "checkpoints" / "best.ckpt"
@@ -80,22 +74,52 @@ def test_a_checkpoint_may_be_named_by_its_path_or_its_runs() -> None:
 
 
 @pytest.mark.parametrize("path", ["missing.ckpt", ".", "", "lightning_logs"])
-def test_what_is_no_checkpoint_is_refused_with_the_way_out(path: str) -> None:
-    leave("version_0", "best")
+def test_missing_checkpoint_error_lists_the_valid_values(path: str) -> None:
+    make_run("version_0", "best")
     with pytest.raises(UserError, match=r"--ckpt_path takes a .ckpt file"):
         find_checkpoint(path)
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
-def test_without_a_run_the_way_to_one_is_shown(which: str) -> None:
-    with pytest.raises(UserError, match=r"fit --config .* or give one with --ckpt_path"):
+def test_error_without_runs_shows_how_to_train(which: str) -> None:
+    with pytest.raises(UserError, match=r"fit --config .* or pass one to --ckpt_path"):
         find_checkpoint(which)
 
 
-def test_the_run_of_a_checkpoint_is_where_it_lies() -> None:
-    folder = leave("version_0", "best")
+def test_run_of_a_checkpoint() -> None:
+    folder = make_run("version_0", "best")
     assert run_of(folder / "checkpoints" / "best.ckpt") == Run(folder.resolve())
     assert Run(folder).config == folder / "config.yaml"
     assert run_of(Path("away.ckpt")) is None
     (folder / "config.yaml").unlink()
     assert run_of(folder / "checkpoints" / "best.ckpt") is None
+
+
+def read_unless_empty(path: Path) -> str:
+    if not path.read_text():
+        raise UserError(f"{path} is damaged")
+    return path.read_text()
+
+
+def test_damaged_checkpoint_is_replaced_by_the_other_one_with_a_notice(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = make_run("version_0", "best", "last")
+    (folder / "checkpoints" / "last.ckpt").write_text("intact")
+    for ckpt_path in ("best", str(folder)):
+        assert read_with_fallback(read_unless_empty, ckpt_path) == "intact"
+        assert "best.ckpt is damaged: using" in capsys.readouterr().err
+    assert read_with_fallback(read_unless_empty, str(folder), "last") == "intact"
+    assert not capsys.readouterr().err
+
+
+def test_damaged_checkpoint_is_an_error_without_an_intact_one() -> None:
+    best = make_run("version_0", "best") / "checkpoints" / "best.ckpt"
+    with pytest.raises(UserError, match="is damaged"):
+        read_with_fallback(read_unless_empty)
+    best.with_name("last.ckpt").touch()
+    with pytest.raises(UserError, match=r"neither .*best.ckpt nor last.ckpt .* --ckpt_path"):
+        read_with_fallback(read_unless_empty)
+    best.with_name("last.ckpt").write_text("intact")
+    with pytest.raises(UserError, match="is damaged"):  # a file name has no fallback
+        read_with_fallback(read_unless_empty, str(best))

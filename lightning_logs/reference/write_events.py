@@ -1,4 +1,4 @@
-"""Writes each reference curve.csv as TensorBoard events beside it.
+"""Convert each curve.csv of the reference to a TensorBoard event file next to it.
 
 python lightning_logs/reference/write_events.py
 """
@@ -10,11 +10,12 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from nanogpt.insight.reference import FOLDER, read_curve
+from nanogpt.insight.reference import read_curve
+from nanogpt.resources import REFERENCE_CURVES
 
 
 def write(folder: Path) -> None:
-    """Write the curve of one folder, the same to the byte every time."""
+    """Write the event file of a folder, with byte-identical results."""
     with (folder / "events.out.tfevents.0.reference").open("wb") as file:
         records = RecordWriter(file)
         records.write(Event(wall_time=0, file_version="brain.Event:2").SerializeToString())
@@ -34,5 +35,5 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for curve in FOLDER.glob("*/curve.csv"):
+    for curve in REFERENCE_CURVES.glob("*/curve.csv"):
         write(curve.parent)

@@ -1,0 +1,1 @@
+"""The commands ``fit``, ``validate``, ``predict``, ``score`` and ``ladder``."""

@@ -1,47 +1,60 @@
-"""Answers help and dispatches, without heavy imports; a user's mistake gets one line."""
+"""The entry point: answers help and mistakes without heavy imports, and runs the commands."""
 
 import errno
 import io
 import os
 import sys
 from difflib import get_close_matches
-from pathlib import Path
+from importlib.util import find_spec
 
+from nanogpt import __version__
 from nanogpt.errors import Interrupted, UserError
+from nanogpt.notices import program
+from nanogpt.resources import find_config, shipped_configs
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 COMMANDS = ("fit", "validate", "predict", "score", "ladder")
-NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 HELP = """\
-usage: python cli.py COMMAND [OPTIONS]
+usage: {program} COMMAND [OPTIONS]
 
-A character-level GPT: train it, look at it, sample from it.
+A character-level GPT in PyTorch Lightning.
 
-  fit        train a model         python cli.py fit --config configs/quickstart.yaml
-  validate   its exact loss        python cli.py validate
-  predict    sample text from it   python cli.py predict --prompt "ROMEO:"
-  score      any text's surprise   python cli.py score --text my.txt --html my.html
-  ladder     the story, in steps   python cli.py ladder
+  fit        train a model                    {program} fit --config quickstart
+  validate   evaluate a model                 {program} validate
+  predict    sample text from a model         {program} predict --prompt "ROMEO:"
+  score      compute the loss of any text     {program} score --text my.txt --html my.html
+  ladder     build up a GPT in nine stages    {program} ladder
 
-`validate`, `predict` and `score` take the newest run and need no config. Any setting of a config
-can be given as an option, which wins:
+`validate`, `predict` and `score` use the newest run and need no config. Any setting of a config
+can be overridden by an option:
 
-  python cli.py fit --config configs/gpt10m.yaml --model.dropout 0.1 --trainer.max_steps 1000
-  python cli.py fit --config configs/quickstart.yaml --data.corpus my.txt
+  {program} fit --config gpt10m --model.dropout 0.1 --trainer.max_steps 1000
+  {program} fit --config quickstart --data.corpus my.txt
 
-A run that was stopped, by whatever, goes on where it was; one that is done, with more steps:
+Resume a run that was interrupted, or train a finished one for more steps:
 
-  python cli.py fit --ckpt_path last
-  python cli.py fit --ckpt_path last --trainer.max_steps 3000
+  {program} fit --ckpt_path last
+  {program} fit --ckpt_path last --trainer.max_steps 3000
 
-Options of a command: python cli.py COMMAND --help
+Options of a command: {program} COMMAND --help
+Version:              {program} --version
 Curves of all runs:   tensorboard --logdir lightning_logs
 """
 
 
-def main(argv: list[str]) -> int:
-    """Run one command line; return the exit code: 0, 2 for a user's mistake, or a signal's."""
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: its arguments; by default those of this process.
+
+    Returns:
+        The exit code: 0, 2 for a user's mistake, or that of a signal.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     prepare_streams()
+    replace_missing_backend()
     try:
         return dispatch(argv)
     except UserError as error:
@@ -49,48 +62,69 @@ def main(argv: list[str]) -> int:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return stop.code
-    except BrokenPipeError:  # `| head` has seen enough: a quiet end
+    except BrokenPipeError:  # such as `| head`, once it has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return fail("training ended with what read its output") if argv[:1] == ["fit"] else 0
+        return fail("stdout was closed: training has stopped") if argv[:1] == ["fit"] else 0
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            way_out = "what was there is untouched; make room and run again"
-        elif error.errno in NO_PLACE:
-            way_out = "run in a folder that you may write to, or set --trainer.default_root_dir"
-        else:
-            raise
-        where = f" at {error.filename}" if error.filename else ""
-        needs = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
-        return fail(f"{error.strerror}{where}{needs}: {way_out}")
+        return fail(explain_os_error(error))
+
+
+def explain_os_error(error: OSError) -> str:
+    """Return the message for a full disk or a folder that is not writable.
+
+    Raises:
+        OSError: if it is anything else.
+    """
+    if error.errno in DISK_FULL:
+        way_out = "existing files are unchanged; free some space and run again"
+    elif error.errno in NOT_WRITABLE:
+        way_out = "run in a folder with write permission, or set --trainer.default_root_dir"
+    else:
+        raise error
+    where = f" at {error.filename}" if error.filename else ""
+    notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
+    return f"{error.strerror}{where}{notes}: {way_out}"
 
 
 def prepare_streams() -> None:
-    """Let any text come in and go out, also on Windows, and also where a stream is closed."""
+    """Use UTF-8 for stdin, stdout and stderr, and replace closed ones by the null device."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by >&-
             setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115, PTH123
-    on_odd = {sys.stdin: "surrogateescape", sys.stdout: "strict", sys.stderr: "backslashreplace"}
-    for stream, errors in on_odd.items():
+    handlers = {sys.stdin: "surrogateescape", sys.stdout: "strict", sys.stderr: "backslashreplace"}
+    for stream, errors in handlers.items():
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=errors)
 
 
+def replace_missing_backend() -> None:
+    """Replace Matplotlib's backend by agg if its module is not installed here.
+
+    A notebook sets ``MPLBACKEND`` for its own kernel, and processes started from it inherit the
+    variable. If the backend is missing in their environment, Matplotlib cannot be imported.
+    """
+    backend = os.environ.get("MPLBACKEND", "")
+    module = backend.removeprefix("module://").partition(".")[0]
+    if backend.startswith("module://") and (not module or find_spec(module) is None):
+        os.environ["MPLBACKEND"] = "agg"
+
+
 def dispatch(argv: list[str]) -> int:
-    """Answer help, or import what the command needs and run it."""
+    """Answer help, or import the module of the command and run it."""
     command, *options = argv or ["--help"]
     if command in ("-h", "--help", "help"):
-        print(HELP, end="")
+        print(HELP.format(program=program()), end="")
+        return 0
+    if command == "--version":
+        print(f"nanogpt {__version__}")
         return 0
     if command not in COMMANDS:
-        near = get_close_matches(command, COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else "see python cli.py --help"
+        close = get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean {close[0]}?" if close else f"see {program()} --help"
         raise UserError(f"no command {command!r}; {hint}")
-    named = {option.split("=")[0] for option in options}
-    if command == "fit" and not named & {"-c", "--config", "--ckpt_path", "-h", "--help"}:
-        raise UserError(f"fit needs a config, `--config FILE`, one of:\n{config_list()}")
     if command == "predict":
         from nanogpt.commands import predict
 
@@ -104,23 +138,44 @@ def dispatch(argv: list[str]) -> int:
 
         ladder.run(options)
     else:
+        options = resolve_configs(command, options)
         from nanogpt.training import lightning_cli
 
         lightning_cli.run(command, options)
     return 0
 
 
+def resolve_configs(command: str, options: list[str]) -> list[str]:
+    """Replace the names of shipped configs in the options of ``fit`` or ``validate`` by paths.
+
+    Raises:
+        UserError: if there is no such config, or ``fit`` has none.
+    """
+    names = {option.partition("=")[0] for option in options}
+    if command == "fit" and not names & {"-c", "--config", "--ckpt_path", "-h", "--help"}:
+        raise UserError(f"fit needs a config, `--config NAME` or `--config FILE`:\n{config_list()}")
+    resolved: list[str] = []
+    for option in options:
+        name, sep, value = option.partition("=")
+        if resolved and resolved[-1] in ("-c", "--config"):
+            resolved.append(option if option.startswith("-") else find_config(option))
+        elif sep and name in ("-c", "--config"):
+            resolved += [f"{name}={find_config(value)}"]
+        else:
+            resolved.append(option)
+    return resolved
+
+
 def config_list() -> str:
-    """List the shipped configs with the first line of each."""
+    """Return a line for each shipped config, with the first line of the file, for a message."""
     lines = []
-    for path in sorted(CONFIGS.glob("*.yaml")):
-        about = path.read_text(encoding="utf-8").split("\n")[0].lstrip("# ")
-        shown = path if not path.is_relative_to(Path.cwd()) else path.relative_to(Path.cwd())
-        lines.append(f"  {shown!s:26} {about}")
+    for name, path in shipped_configs().items():
+        with path.open(encoding="utf-8") as file:
+            lines.append(f"  {name:24} {file.readline().lstrip('# ').rstrip()}")
     return "\n".join(lines)
 
 
 def fail(message: str) -> int:
-    """Say what is wrong on stderr and return the exit code of a user's mistake."""
+    """Print an error on stderr and return the exit code of a user's mistake."""
     print(f"error: {message}", file=sys.stderr)
     return 2

@@ -1,217 +1,236 @@
-"""``python cli.py predict``: text from a trained model on stdout, all else on stderr."""
+"""``predict``: sample text from a trained model. Text goes to stdout, all else to stderr."""
 
 import sys
 from argparse import ArgumentError
-from contextlib import ExitStack, closing
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from nanogpt.errors import UserError
-from nanogpt.generation.decoding import Context
-from nanogpt.generation.generate import TextModel, generate, generate_many, load
-from nanogpt.generation.sampling import SamplingRule
-from nanogpt.generation.stop_strings import StopStringFilter
+from nanogpt.generation.generate import GenerationOptions, TextModel, generate, generate_many, load
 from nanogpt.generation.quantization import Weights
 from nanogpt.hardware import keep_memory
-from nanogpt.notices import notice
+from nanogpt.notices import notice, program
 from nanogpt.option_errors import explain
 from nanogpt.text.files import read_text
 from nanogpt.text.tokenizer import OnUnknown, Tokenizer
 
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The trained model.
+
+    Args:
+        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a checkpoint file.
+        weights: ``fp32``, ``bf16``, ``int8`` (CPU only; a sample may then depend on the others
+            drawn with it), or ``auto``: bf16 where it is fast, else fp32.
+    """
+
+    ckpt_path: str = "best"
+    weights: Weights = "auto"
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """The prompt.
+
+    Args:
+        prompt: the beginning of the text; by default, sampling starts after a line break.
+        prompt_file: a file with the prompt, or ``-`` for stdin.
+        encoding: of the prompt file.
+        on_unknown: ``error`` refuses a prompt with characters outside the model's vocabulary,
+            ``skip`` drops them.
+        interactive: read prompts from the terminal, one per line, and continue each.
+    """
+
+    prompt: str = ""
+    prompt_file: str | None = None
+    encoding: str = "utf-8"
+    on_unknown: OnUnknown = "error"
+    interactive: bool = False
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """The output.
+
+    Args:
+        num_samples: number of samples to draw, in batches.
+        output: a new file to write the text to, in addition to stdout.
+    """
+
+    num_samples: int = 1
+    output: str | None = None
+
 
 def run(options: list[str]) -> None:
-    """Parse the options of ``predict`` and run it.
+    """Run ``predict`` with the given command-line options.
 
     Raises:
-        UserError: for an unknown option or a value out of its range.
+        UserError: for any mistake in the options, the prompt or the checkpoint.
     """
-    parser = ArgumentParser(prog="cli.py predict", exit_on_error=False, allow_abbrev=False)
-    parser.add_function_arguments(predict, skip={"stop", "interactive"})
-    parser.add_argument("--stop", action="append", help="end before this text; repeatable")
-    parser.add_argument("--interactive", action="store_true", help="prompts from the terminal")
+    parser = ArgumentParser(prog=f"{program()} predict", exit_on_error=False, allow_abbrev=False)
+    parser.add_class_arguments(ModelOptions)
+    parser.add_class_arguments(PromptOptions, skip={"interactive"})
+    parser.add_argument("--interactive", action="store_true", help="read prompts from the terminal")
+    parser.add_class_arguments(GenerationOptions, skip={"stop"})
+    parser.add_argument("--stop", action="append", help="end before this string; repeatable")
+    parser.add_class_arguments(OutputOptions)
     try:
-        settings = parser.parse_args(options)
+        given = parser.parse_args(options)
     except ArgumentError as error:
         raise UserError(explain(str(error), parser.get_defaults().keys())) from error
-    predict(**settings.as_dict())
+    given.stop = given.stop or ()
+    model, prompt = build(ModelOptions, given), build(PromptOptions, given)
+    predict(model, prompt, build(GenerationOptions, given), build(OutputOptions, given))
+
+
+def build(kind: type[Options], given: Namespace) -> Options:
+    """Build a dataclass from the options with the names of its fields."""
+    return kind(**{field.name: given[field.name] for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def predict(
-    prompt: str = "",
-    prompt_file: str | None = None,
-    max_new_tokens: int = 500,
-    num_samples: int = 1,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    stop: list[str] | None = None,
-    seed: int = 1337,
-    ckpt_path: str = "best",
-    context: Context = "refill",
-    weights: Weights = "auto",
-    on_unknown: OnUnknown = "error",
-    encoding: str = "utf-8",
-    output: str | None = None,
-    interactive: bool = False,
+    source: ModelOptions, given: PromptOptions, options: GenerationOptions, out: OutputOptions
 ) -> None:
-    """Sample text from the newest run, or from a checkpoint.
+    """Sample text that continues a prompt, or each line of the terminal.
 
-    Args:
-        prompt: what the text begins with; by default it starts from a line break.
-        prompt_file: a file with the prompt in it, or ``-`` for stdin.
-        max_new_tokens: most characters to draw for each sample.
-        num_samples: how many samples to draw; they share each pass through the model.
-        temperature: 1 samples from the model as it is, lower is more cautious, 0 is greedy.
-        top_k: draw only among the k most likely characters.
-        top_p: draw only among the fewest characters that together have this probability.
-        stop: texts before the first of which a sample ends.
-        seed: of the draws: the same seed gives the same text, for each sample of its own.
-        ckpt_path: ``best`` or ``last`` of the newest run, a run's folder, or a checkpoint.
-        context: of a text longer than the model's ``block_size``: ``refill`` starts its window
-            again from the last half whenever it is full, and is fast; ``exact`` always shows the
-            last ``block_size`` characters, as the reference does, and computes all of them
-            again for each one.
-        weights: ``fp32``, ``bf16``, ``int8`` (CPU only; a sample may then depend on what is drawn
-            beside it), or ``auto``: bf16 where it is fast, else fp32.
-        on_unknown: a character of the prompt that the model does not know is an ``error``, or
-            left out: ``skip``.
-        encoding: of the prompt file.
-        output: a new file to write the text to as well.
-        interactive: read prompts from the terminal, one a line, and go on from each.
+    Raises:
+        UserError: if the options contradict each other, or the prompt or model cannot be read.
     """
-    rule, stops = SamplingRule(temperature, top_k, top_p), StopStringFilter(stop or ()).stops
-    check(max_new_tokens, num_samples, seed)
-    given_too = prompt or prompt_file is not None or output is not None or num_samples > 1
-    if interactive and given_too:
-        raise UserError("interactive takes its prompts from the terminal, one sample at a time")
-    if prompt and prompt_file is not None:
-        raise UserError("give the prompt by one of --prompt and --prompt_file, not by both")
-    announce_unused(rule, encoding if prompt_file is None else "utf-8")
-    if prompt_file is not None:
-        prompt = read_text(prompt_file, encoding, "the prompt", "--prompt_file")[1]
+    check(given, out)
+    announce_unused(given, options)
+    prompt = given.prompt
+    if given.prompt_file is not None:
+        prompt = read_text(given.prompt_file, given.encoding, "the prompt", "--prompt_file")[1]
     keep_memory()
-    model = load(ckpt_path, weights)
-    prompt = known(prompt, model.tokenizer, on_unknown)
-    given: dict[str, Any] = {"rule": rule, "stop": stops, "context": context}
-    given |= {"max_new_tokens": max_new_tokens}
-    if interactive:
+    model = load(source.ckpt_path, source.weights)
+    prompt = drop_unknown(prompt, model.tokenizer, given.on_unknown)
+    with nullcontext() if out.output is None else new_file(out.output) as file:
+        outputs = [sys.stdout] if file is None else [sys.stdout, file]
         print(f"sampling from {model.checkpoint}", file=sys.stderr)
-        return converse(model, on_unknown, seed, given)
-    given |= {"prompt": prompt, "seed": seed}
-    with ExitStack() as files:
-        outputs = [sys.stdout]
-        if output is not None:
-            outputs.append(files.enter_context(new_file(output)))
-        # from here on nothing is refused
-        print(f"sampling from {model.checkpoint}", file=sys.stderr)
-        if num_samples == 1:
-            stream(model, outputs, given)
+        if given.interactive:
+            converse(model, given.on_unknown, options)
+        elif out.num_samples == 1:
+            write_sample(model, prompt, options, outputs)
         else:
-            draw_many(model, num_samples, outputs, given)
-    return None
+            write_samples(model, prompt, options, out.num_samples, outputs)
 
 
-def check(max_new_tokens: int, num_samples: int, seed: int) -> None:
-    """Check the numbers that no other part checks.
-
-    Raises:
-        UserError: if one is out of its range.
-    """
-    for name, value in (("max_new_tokens", max_new_tokens), ("num_samples", num_samples)):
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, not {value}")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed}")
-
-
-def announce_unused(rule: SamplingRule, encoding: str) -> None:
-    """Say which settings are without effect: one that is ignored in silence misleads."""
-    if rule.greedy and (rule.top_k is not None or rule.top_p is not None):
-        notice("with temperature 0 top_k and top_p change nothing")
-    if encoding != "utf-8":
-        notice("encoding is that of a --prompt_file, and none was given")
-
-
-def known(prompt: str, tokenizer: Tokenizer, on_unknown: OnUnknown) -> str:
-    """Return a prompt without the characters that the model does not know, or refuse it.
+def check(given: PromptOptions, out: OutputOptions) -> None:
+    """Check the number of samples, and that the prompt has one source.
 
     Raises:
-        UserError: if there are such characters, and they are an error.
+        UserError: if they are not valid.
     """
-    kept = tokenizer.known(prompt, on_unknown)
+    if out.num_samples < 1:
+        raise UserError(f"num_samples must be at least 1, not {out.num_samples}")
+    if given.prompt and given.prompt_file is not None:
+        raise UserError("the prompt comes from --prompt or from --prompt_file: leave one out")
+    has_prompt = given.prompt or given.prompt_file is not None
+    if given.interactive and (has_prompt or out.output is not None or out.num_samples > 1):
+        raise UserError(
+            "--interactive reads prompts from the terminal and prints one sample for each: leave "
+            "--prompt, --prompt_file, --output and --num_samples out"
+        )
+
+
+def announce_unused(given: PromptOptions, options: GenerationOptions) -> None:
+    """Print a notice for each option that has no effect."""
+    if options.greedy and (options.top_k is not None or options.top_p is not None):
+        notice("top_k and top_p have no effect with temperature 0")
+    if given.encoding != "utf-8" and given.prompt_file is None:
+        notice("--encoding has no effect without --prompt_file")
+
+
+def drop_unknown(prompt: str, tokenizer: Tokenizer, on_unknown: OnUnknown) -> str:
+    """Return a prompt without the characters outside the vocabulary, with a notice.
+
+    Raises:
+        UserError: if there are any and ``on_unknown`` is ``error``.
+    """
+    kept = tokenizer.drop_unknown(prompt, on_unknown)
     if len(kept) < len(prompt):
-        notice(f"{len(prompt) - len(kept):,} unknown characters of the prompt are left out")
+        notice(f"dropped {len(prompt) - len(kept):,} unknown characters of the prompt")
     return kept
 
 
 def new_file(path: str) -> TextIO:
-    """Open a file for text that must not be there yet.
+    """Create a text file.
 
     Raises:
-        UserError: if it is, or cannot be made.
+        UserError: if it exists or cannot be created.
     """
     try:
         return Path(path).open("x", encoding="utf-8")
     except FileExistsError as error:
-        raise UserError(f"{path!r} is there already: give --output a new name") from error
+        raise UserError(f"{path!r} already exists: pass a new file name to --output") from error
     except OSError as error:
-        raise UserError(f"--output {path!r} cannot be made: {error.strerror}") from error
+        raise UserError(f"--output {path!r} cannot be created: {error.strerror}") from error
 
 
-def write(text: str, outputs: list[TextIO]) -> None:
-    """Write a piece of text to all outputs, so that it is there at once."""
+def write(text: str, outputs: Sequence[TextIO]) -> None:
+    """Write text to all outputs and flush them."""
     for output in outputs:
         output.write(text)
         output.flush()
 
 
-def progress(total: int) -> Any:
-    """Return a bar of characters drawn, on a terminal's stderr."""
+def progress_bar(total: int, shown: bool = True) -> Any:
+    """Return a progress bar on stderr that counts characters, if stderr is a terminal."""
     from tqdm import tqdm
 
-    return tqdm(total=total, unit="char", disable=not sys.stderr.isatty(), leave=False)
+    disabled = not (shown and sys.stderr.isatty())
+    return tqdm(total=total, unit="char", disable=disabled, leave=False)
 
 
-def stream(model: TextModel, outputs: list[TextIO], given: dict[str, Any]) -> None:
+def write_sample(
+    model: TextModel, prompt: str, options: GenerationOptions, outputs: Sequence[TextIO]
+) -> None:
     """Write a sample, each character as soon as it is drawn."""
-    shown = progress(given["max_new_tokens"]) if not sys.stdout.isatty() else None
-    with closing(shown) if shown is not None else ExitStack():
-        write(given["prompt"], outputs)
-        for piece in generate(model, **given):
+    with progress_bar(options.max_new_tokens, shown=not sys.stdout.isatty()) as bar:
+        write(prompt, outputs)
+        for piece in generate(model, prompt, options):
             write(piece, outputs)
-            if shown is not None:
-                shown.update(len(piece))
+            bar.update(len(piece))
         write("\n", outputs)
 
 
-def draw_many(
-    model: TextModel, num_samples: int, outputs: list[TextIO], given: dict[str, Any]
+def write_samples(
+    model: TextModel,
+    prompt: str,
+    options: GenerationOptions,
+    num_samples: int,
+    outputs: Sequence[TextIO],
 ) -> None:
-    """Write samples, each as soon as its group is drawn."""
-    with closing(progress(num_samples * given["max_new_tokens"])) as shown:
-        samples = generate_many(model, num_samples, on_step=shown.update, **given)
+    """Write samples, each as soon as its batch is drawn."""
+    with progress_bar(num_samples * options.max_new_tokens) as bar:
+        samples = generate_many(model, num_samples, prompt, options, on_step=bar.update)
         for number, sample in enumerate(samples, 1):
             print(f"sample {number} of {num_samples}", file=sys.stderr, flush=True)
-            write(f"{given['prompt']}{sample}\n\n", outputs)
+            write(f"{prompt}{sample}\n\n", outputs)
 
 
-def converse(model: TextModel, on_unknown: OnUnknown, seed: int, given: dict[str, Any]) -> None:
-    """Read prompts, one a line, and go on from each, until the input ends; Ctrl-C ends a text."""
-    print("a prompt, and Enter; Ctrl-C stops a text, Ctrl-D ends", file=sys.stderr)
+def converse(model: TextModel, on_unknown: OnUnknown, options: GenerationOptions) -> None:
+    """Continue each line of stdin until it ends; Ctrl-C ends the current sample only."""
+    print("enter a prompt; Ctrl-C stops a sample, Ctrl-D exits", file=sys.stderr)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         if not (line := sys.stdin.readline()):
             return
-        prompt = line.removesuffix("\n")
         try:
-            kept = known(prompt, model.tokenizer, on_unknown)
-            for piece in generate(model, kept, seed=seed, **given):
+            prompt = drop_unknown(line.removesuffix("\n"), model.tokenizer, on_unknown)
+            for piece in generate(model, prompt, options):
                 write(piece, [sys.stdout])
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
         except KeyboardInterrupt:
             pass
         write("\n", [sys.stdout])
-        seed += 1
+        options = replace(options, seed=options.seed + 1)

@@ -1,1 +1,1 @@
-"""Sampling and decoding: from a trained model to text, without any training code."""
+"""Sampling from a trained model."""

@@ -64,7 +64,7 @@ def load_checkpoint(ckpt_path: str = "best", of_folder: CheckpointName = "best")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint file: tensors and plain values, no code.
+    """Read a checkpoint file without running code from it.
 
     The architecture is one of the registry's. The settings are checked against the weights before
     memory is allocated.
@@ -96,9 +96,9 @@ def _check_content(content: dict[str, Any]) -> None:
         raise ValueError("it was written by an earlier version: see CHANGELOG.md")
     corpus, step = content[CORPUS_KEY], content["global_step"]
     if type(step) is not int or not 0 <= step < 2**62:
-        raise ValueError("global_step is not a number of steps")
+        raise ValueError(f"global_step cannot be {step!r}")
     if not all(type(value) in (str, type(None)) for value in corpus.values()):
-        raise ValueError("the corpus it was trained on is not described")
+        raise ValueError("the description of its corpus is not valid")
     hparams = content["hyper_parameters"]
     for name, kind in (("architecture", str), ("block_size", int), ("vocabulary", str)):
         if name not in hparams:

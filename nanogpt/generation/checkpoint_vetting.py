@@ -1,9 +1,9 @@
-"""What a checkpoint file claims to hold, checked before PyTorch reads it.
+"""Checks a checkpoint file before PyTorch reads it.
 
-``torch.load(weights_only=True)`` runs no code that a file chooses, but it takes whatever memory
-the file asks for, and reads past a tensor's end where the file gives it a wrong length. So the
-file is read twice: here first, with stand-ins for tensors, by a reader that knows only what
-``torch.save`` writes for dicts, lists, tuples, plain values and dense tensors.
+``torch.load(weights_only=True)`` runs no code from a file, but it allocates any amount of memory
+that the file asks for, and reads past the end of a tensor whose length is wrong. The file is
+therefore read twice: first here, with placeholders for tensors, by an unpickler that only supports
+what ``torch.save`` writes for dicts, lists, tuples, plain values and dense tensors.
 """
 
 import io
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 from zipfile import ZIP_STORED, ZipFile
 
-PICKLE_BYTES = 2**22  # of everything but the tensors: a byte can stand for a hundred in memory
-VALUES = 10**6  # in all: a short pickle can name one list a million times over
-DEPTH = 32
-DIMENSIONS = 8
+MAX_PICKLE_BYTES = 2**22  # without the tensors; a byte can become a hundred in memory
+MAX_VALUES = 10**6  # a short pickle can refer to one list a million times
+MAX_DEPTH = 32
+MAX_DIMENSIONS = 8
 CHUNK = 2**20
-FOLDER = 0x10  # in a record's attributes
+FOLDER_FLAG = 0x10  # in a record's attributes
 ITEM_BYTES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2}
 ITEM_BYTES |= {"Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1}
 OPCODES = b"".join(
@@ -38,14 +38,14 @@ OPCODES = b"".join(
 
 @dataclass(frozen=True)
 class StorageKind:
-    """Stands for a class such as ``torch.FloatStorage``."""
+    """A placeholder for a class such as ``torch.FloatStorage``."""
 
     item_bytes: int
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Stands for the numbers of one record of the file."""
+    """A placeholder for the numbers in one record of the file."""
 
     items: int
     item_bytes: int
@@ -53,24 +53,24 @@ class Storage:
 
 @dataclass(frozen=True)
 class DenseTensor:
-    """Stands for a tensor: a view of a storage that is no larger than it."""
+    """A placeholder for a tensor that is not larger than its storage."""
 
     n_bytes: int
 
 
 def vet(file: BinaryIO) -> None:
-    """Check a file before ``torch.load``, in memory bounded by a small multiple of its size.
+    """Check a file before ``torch.load``, using memory of a small multiple of its size.
 
     Raises:
-        ValueError: if it holds anything but plain values and the tensors that it has room for.
-        Exception: of other kinds, if it is broken: a file can be so in many ways.
+        ValueError: if it contains anything but plain values and tensors with all their data.
+        Exception: of any kind, if it is damaged.
     """
     size = file.seek(0, io.SEEK_END)
     with ZipFile(file) as archive:
         records = check_records(archive, size)
         (pickled,) = [name for name in records if name.endswith("/data.pkl")]
-        if records[pickled] > PICKLE_BYTES:
-            raise ValueError("too many values beside the tensors")
+        if records[pickled] > MAX_PICKLE_BYTES:
+            raise ValueError("it contains too many values besides tensors")
         folder = pickled.removesuffix("data.pkl")
         sizes = {name.removeprefix(folder): length for name, length in records.items()}
         content = PlainUnpickler(archive.read(pickled), sizes).load()
@@ -78,34 +78,34 @@ def vet(file: BinaryIO) -> None:
 
 
 def check_records(archive: ZipFile, size: int) -> dict[str, int]:
-    """Return the bytes of each record, once all lie in the file as they are, and unharmed.
+    """Return the size of each record in bytes, after checking its checksum.
 
-    Nothing may be compressed, overlap or stand twice, so that all have room in the file, and
-    every reader of such files sees the same.
+    Records must not be compressed, overlap or share a name, so that the size of the file bounds
+    theirs, and all readers of zip files read the same.
     """
     records = archive.infolist()
     for record in records:
         if record.compress_type != ZIP_STORED or record.compress_size != record.file_size:
             raise ValueError("its records are compressed")
-        if record.is_dir() or record.external_attr & FOLDER:  # PyTorch would not read it
+        if record.is_dir() or record.external_attr & FOLDER_FLAG:  # which PyTorch would not read
             raise ValueError("a record is a folder")
     if sum(record.file_size for record in records) > size:
         raise ValueError("its records overlap")
     if len({record.filename.lower() for record in records}) < len(records):
-        raise ValueError("a record stands twice in it")
+        raise ValueError("two of its records have the same name")
     if archive.comment or min((r.header_offset for r in records), default=1):
-        raise ValueError("there is something before or after its records")
+        raise ValueError("there is data before or after its records")
     for record in records:
-        with archive.open(record) as content:  # at its end the checksum is compared
+        with archive.open(record) as content:  # the checksum is compared at the end
             while content.read(CHUNK):
                 pass
     return {record.filename: record.file_size for record in records}
 
 
 class PlainUnpickler(pickle._Unpickler):
-    """Reads what ``torch.save`` writes, and makes nothing but plain values and stand-ins.
+    """Unpickle what ``torch.save`` writes into plain values and placeholders.
 
-    Written in Python, unlike ``pickle.Unpickler``: its memory is bounded by what it reads.
+    It extends the Python unpickler, whose memory is bounded by its input, unlike the one in C.
 
     Args:
         pickled: the bytes.
@@ -117,28 +117,28 @@ class PlainUnpickler(pickle._Unpickler):
         self.sizes = sizes
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for one of the few names that a checkpoint needs."""
+        """Return the placeholder for one of the few names that a checkpoint needs."""
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return dense_tensor
         if module == "torch" and name.removesuffix("Storage") in ITEM_BYTES:
             return StorageKind(ITEM_BYTES[name.removesuffix("Storage")])
-        raise ValueError(f"it asks for {f'{module}.{name}'[:60]!r}, which is no plain value")
+        raise ValueError(f"it contains {f'{module}.{name}'[:60]!r}, which is not a plain value")
 
     def persistent_load(self, pid: Any) -> Storage:
-        """Return what stands for a storage, if the file holds all of it."""
+        """Return the placeholder for a storage, if all of it is in the file."""
         storage, kind, key, location, items = pid
         if storage != "storage" or type(kind) is not StorageKind or type(items) is not int:
-            raise ValueError("a tensor's record is not described")
+            raise ValueError("the record of a tensor is not valid")
         if type(key) is not str or type(location) is not str:
-            raise ValueError("a tensor's record is not named")
+            raise ValueError("the record of a tensor has no name")
         if self.sizes.get(f"data/{key}") != items * kind.item_bytes:
-            raise ValueError("a tensor's record is not of the length that it claims")
+            raise ValueError("the record of a tensor has the wrong length")
         return Storage(items, kind.item_bytes)
 
     def build(self) -> None:
-        """Leave out the attributes of a state dict: the versions of its modules."""
+        """Ignore the attributes of a state dict, which are the versions of its modules."""
         attributes, target = self.stack.pop(), self.stack[-1]  # type: ignore[attr-defined]
         if type(target) is not OrderedDict or attributes.keys() != {"_metadata"}:
             raise ValueError("it sets attributes")
@@ -153,38 +153,38 @@ class PlainUnpickler(pickle._Unpickler):
 def dense_tensor(
     storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any
 ) -> DenseTensor:
-    """Return what stands for a tensor, if all of it lies in its storage."""
+    """Return the placeholder for a tensor, if all of it is in its storage."""
     if type(storage) is not Storage or type(requires_grad) is not bool or hooks != {}:
-        raise ValueError("a tensor is not described")
+        raise ValueError("a tensor is not valid")
     numbers = (offset, *size, *stride)
     if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
-        raise ValueError("a tensor's shape is not described")
-    if len(size) != len(stride) or len(size) > DIMENSIONS:
+        raise ValueError("the shape of a tensor is not valid")
+    if len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
         raise ValueError("a tensor has too many dimensions")
     items = math.prod(size)
     end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
     if items > storage.items or (items and end > storage.items):
-        raise ValueError("a tensor claims more than its record holds")
+        raise ValueError("a tensor is larger than its record")
     return DenseTensor(items * storage.item_bytes)
 
 
-def check_values(content: Any, most_bytes: int) -> None:
-    """Check that a value is made of dicts, lists, tuples, plain values and stand-ins for tensors.
+def check_values(content: Any, max_bytes: int) -> None:
+    """Check that a value consists of dicts, lists, tuples, plain values and placeholders.
 
-    They may be shared, but not so often that writing them out would take for ever.
+    Values may be shared, but not so often that visiting all of them would take too long.
 
     Args:
         content: of the file.
-        most_bytes: that its tensors may have between them.
+        max_bytes: maximum size of all tensors together.
     """
-    waiting: list[tuple[Any, int]] = [(content, 0)]
+    pending: list[tuple[Any, int]] = [(content, 0)]
     values = n_bytes = 0
-    while waiting:
-        value, depth = waiting.pop()
+    while pending:
+        value, depth = pending.pop()
         values += 1
         if type(value) in (dict, OrderedDict):
             if not all(type(key) in (str, int) for key in value):
-                raise ValueError("a name in it is no text")
+                raise ValueError("a key in it is neither a string nor an integer")
             inner = list(value.values())
         elif type(value) in (list, tuple):
             inner = list(value)
@@ -193,7 +193,8 @@ def check_values(content: Any, most_bytes: int) -> None:
         elif value is None or type(value) in (str, int, float, bool):
             inner = []
         else:
-            raise ValueError("it holds what is neither a tensor nor a plain value")
-        if depth > DEPTH or values + len(waiting) + len(inner) > VALUES or n_bytes > most_bytes:
-            raise ValueError("its values are too many")
-        waiting += [(item, depth + 1) for item in inner]
+            raise ValueError("it contains a value that is neither a tensor nor plain")
+        n_values = values + len(pending) + len(inner)
+        if depth > MAX_DEPTH or n_values > MAX_VALUES or n_bytes > max_bytes:
+            raise ValueError("it contains too many values")
+        pending += [(item, depth + 1) for item in inner]

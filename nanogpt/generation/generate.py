@@ -1,48 +1,94 @@
-"""Text from a trained model, as a library: ``load`` it, and ``generate``."""
+"""The Python API for sampling: ``load`` a trained model and ``generate`` text."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from nanogpt.generation.decoding import Context, decode
 from nanogpt import kernels
+from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import load_checkpoint
+from nanogpt.generation.decoding import Context, decode
+from nanogpt.generation.quantization import Weights, set_weights
 from nanogpt.generation.sampling import SamplingRule, uniform_streams
 from nanogpt.generation.stop_strings import StopStringFilter
-from nanogpt.generation.quantization import Weights, set_weights
 from nanogpt.hardware import best_device
 from nanogpt.models import Model
 from nanogpt.text.tokenizer import Tokenizer
 
-STREAMS_ON_A_CPU = 64  # samples that share a pass: more gain no speed there, and take memory
-STREAMS = 1024
+CPU_BATCH_SIZE = 64  # more samples are not faster on a CPU, and take memory
+GPU_BATCH_SIZE = 1024
 
 
 @dataclass(frozen=True)
 class TextModel:
-    """A trained model in evaluation mode, and the tokenizer that it was trained with."""
+    """A model for sampling with its tokenizer.
+
+    Unlike a ``Checkpoint``, its weights may be quantized, and the optimizer state is not kept.
+
+    Args:
+        model: in evaluation mode, on any device.
+        tokenizer: of the text it was trained on.
+        checkpoint: the file it was loaded from, if any.
+    """
 
     model: Model
     tokenizer: Tokenizer
-    checkpoint: Path | None = None  # where it comes from
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions(SamplingRule):
+    """Settings of generated text: those of a ``SamplingRule`` and the following.
+
+    Args:
+        max_new_tokens: maximum number of characters to generate.
+        stop: strings at which the text ends; they are not part of it.
+        seed: of the random numbers; with fp32 weights, the text of a sample does not depend on the
+            number of samples, up to rounding.
+        context: how to continue a text longer than the model's ``block_size``: ``refill`` restarts
+            the window from its last half whenever it is full, which is fast; ``exact`` always reads
+            the last ``block_size`` characters, as the reference does, which is slow.
+
+    Raises:
+        UserError: if a value is out of range.
+    """
+
+    max_new_tokens: int = 500
+    stop: Sequence[str] = ()
+    seed: int = 1337
+    context: Context = "refill"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be an integer from 0 to 2^63 - 1, not {self.seed}")
+        if self.context not in get_args(Context):
+            raise UserError(f"context must be refill or exact, not {self.context!r}")
+        StopStringFilter(self.stop)  # refuses an empty string
+
+
+DEFAULTS = GenerationOptions()
 
 
 def load(
     ckpt_path: str = "best", weights: Weights = "auto", device: str | None = None
 ) -> TextModel:
-    """Load a trained model for sampling; nothing in the file can run.
+    """Load a trained model for sampling. No code from the file is run.
 
     Args:
-        ckpt_path: ``best`` or ``last`` of the newest run, a run's folder, or a checkpoint.
-        weights: ``fp32``, ``bf16``, ``int8`` (on a CPU), or ``auto``: bf16 where the machine has
-            units for it, else fp32.
-        device: ``cpu`` or ``cuda``; None takes a GPU if there is one.
+        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a checkpoint file.
+        weights: ``fp32``, ``bf16``, ``int8`` (CPU only), or ``auto``: bf16 where it is fast, else
+            fp32.
+        device: ``cpu`` or ``cuda``; by default a GPU if there is one.
 
     Raises:
-        UserError: if there is no such checkpoint, or its weights cannot be had in that form.
+        UserError: if there is no such checkpoint, or the device does not support the weights.
     """
     checkpoint = load_checkpoint(ckpt_path)
     model = set_weights(kernels.install(checkpoint.model), weights, device or best_device())
@@ -50,38 +96,28 @@ def load(
 
 
 def generate(
-    text_model: TextModel,
-    prompt: str = "",
-    max_new_tokens: int = 500,
-    rule: SamplingRule | None = None,
-    stop: Sequence[str] = (),
-    seed: int = 1337,
-    context: Context = "refill",
+    text_model: TextModel, prompt: str = "", options: GenerationOptions = DEFAULTS, **settings: Any
 ) -> Iterator[str]:
     """Yield the text that follows a prompt, each character as soon as it is drawn.
 
     Args:
         text_model: from ``load``.
-        prompt: what to go on from; by default a line break.
-        max_new_tokens: most characters to draw.
-        rule: how a character is drawn; by default from the model as it is.
-        stop: strings before the first of which the text ends.
-        seed: of the draws: the same seed gives the same text, in fp32 up to rounding, whatever
-            the number of samples.
-        context: what the model sees past its ``block_size``: ``refill`` or ``exact``.
+        prompt: the text to continue; by default a line break.
+        options: see ``GenerationOptions``.
+        settings: single options, such as ``temperature=0.5``, which override ``options``.
 
     Raises:
-        UserError: if the prompt has a character that the model does not know.
+        UserError: if an option is out of range, or the model does not know a character of the
+            prompt.
     """
-    model, tokenizer = text_model.model, text_model.tokenizer
-    start, stops = start_ids(tokenizer, prompt).to(_device(model)), StopStringFilter(stop)
-    rule, numbers = rule or SamplingRule(), uniform_streams(seed, 1, device=start.device)
-    for drawn in decode(model, start, max_new_tokens, rule, numbers, context):
-        if shown := stops.feed(tokenizer.decode(drawn)):
+    options = replace(options, **settings)
+    stop = StopStringFilter(options.stop)
+    for ids in _decode(text_model, prompt, options):
+        if shown := stop.feed(text_model.tokenizer.decode(ids)):
             yield shown
-        if stops.met:
+        if stop.met:
             return
-    if held := stops.rest():
+    if held := stop.rest():
         yield held
 
 
@@ -89,67 +125,69 @@ def generate_many(
     text_model: TextModel,
     num_samples: int,
     prompt: str = "",
-    max_new_tokens: int = 500,
-    rule: SamplingRule | None = None,
-    stop: Sequence[str] = (),
-    seed: int = 1337,
-    context: Context = "refill",
+    options: GenerationOptions = DEFAULTS,
     on_step: Callable[[int], object] = lambda drawn: None,
+    **settings: Any,
 ) -> Iterator[str]:
-    """Yield samples of the text that follows a prompt, in groups that share a pass.
+    """Yield samples of the text that follows a prompt, decoded in batches.
 
-    The arguments are those of ``generate``, whose text is the first sample; ``on_step`` is told
-    of each step how many characters it drew.
+    The first sample is the text of ``generate``, which also describes the arguments. ``on_step`` is
+    called after each step with the number of characters drawn in it.
     """
-    model, tokenizer, rule = text_model.model, text_model.tokenizer, rule or SamplingRule()
-    start = start_ids(tokenizer, prompt).to(_device(model))
-    at_a_time = STREAMS_ON_A_CPU if start.device.type == "cpu" else STREAMS
-    for first in range(0, num_samples, at_a_time):
-        n = min(at_a_time, num_samples - first)
-        numbers = uniform_streams(seed, n, first, start.device)
-        watched, steps = [StopStringFilter(stop) for _ in range(n)], list[Tensor]()
-        stopped: KeyboardInterrupt | None = None
+    options, tokenizer = replace(options, **settings), text_model.tokenizer
+    batch_size = CPU_BATCH_SIZE if _device(text_model).type == "cpu" else GPU_BATCH_SIZE
+    for first in range(0, num_samples, batch_size):
+        n = min(batch_size, num_samples - first)
+        filters, steps = [StopStringFilter(options.stop) for _ in range(n)], list[Tensor]()
+        interrupt: KeyboardInterrupt | None = None
         try:
-            for drawn in decode(model, start.expand(n, -1), max_new_tokens, rule, numbers, context):
-                steps.append(drawn)
+            for ids in _decode(text_model, prompt, options, first, n):
+                steps.append(ids)
                 on_step(n)
-                if stop and grow(watched, tokenizer.decode(drawn)):
-                    break
-        except KeyboardInterrupt as error:  # what has been drawn is not lost
-            stopped = error
-        for row in torch.stack(steps, dim=1) if steps else start.new_empty(n, 0):
-            stops = StopStringFilter(stop)
-            yield stops.feed(tokenizer.decode(row)) + stops.rest()
-        if stopped:
-            raise stopped
+                if options.stop:
+                    for stop, character in zip(filters, tokenizer.decode(ids), strict=True):
+                        stop.feed(character)
+                    if all(stop.met for stop in filters):
+                        break
+        except KeyboardInterrupt as error:  # yield the finished part before raising it
+            interrupt = error
+        for row in torch.stack(steps, dim=1) if steps else torch.empty(n, 0, dtype=torch.long):
+            stop = StopStringFilter(options.stop)
+            yield stop.feed(tokenizer.decode(row)) + stop.rest()
+        if interrupt:
+            raise interrupt
 
 
-def grow(watched: Sequence[StopStringFilter], characters: str) -> bool:
-    """Feed each of the watched texts a character; return whether all have met a stop string."""
-    for stops, character in zip(watched, characters, strict=True):
-        stops.feed(character)
-    return all(stops.met for stops in watched)
+def _decode(
+    text_model: TextModel, prompt: str, options: GenerationOptions, first: int = 0, n: int = 1
+) -> Iterator[Tensor]:
+    """Yield the ids, (n,) per step, of the samples from number ``first``."""
+    start = start_ids(text_model.tokenizer, prompt).to(_device(text_model)).expand(n, -1)
+    u_stream = uniform_streams(options.seed, n, first, start.device)
+    model, length = text_model.model, options.max_new_tokens
+    return decode(model, start, length, options, u_stream, options.context)
+
+
+def _device(text_model: TextModel) -> torch.device:
+    return next(text_model.model.parameters()).device
 
 
 def sample_text(model: Model, tokenizer: Tokenizer, max_new_tokens: int, seed: int) -> str:
-    """Return one sample; global random state and the model's mode are left as they were."""
+    """Return one sample. The global random state and the model's mode are not changed."""
     training = model.training
     model.eval()
     try:
-        return "".join(generate(TextModel(model, tokenizer), "", max_new_tokens, seed=seed))
+        text_model = TextModel(model, tokenizer)
+        return "".join(generate(text_model, max_new_tokens=max_new_tokens, seed=seed))
     finally:
         model.train(training)
 
 
 def start_ids(tokenizer: Tokenizer, prompt: str) -> Tensor:
-    """Return the ids that decoding starts from, shape (1, T).
+    """Return the ids of a prompt, (1, T).
 
-    An empty prompt starts, as the reference does, from a line break, or from id 0 in a
-    vocabulary without one.
+    An empty prompt is replaced by a line break, as in the reference, or by id 0 if the vocabulary
+    has none.
     """
     start = prompt or ("\n" if "\n" in tokenizer.vocabulary else tokenizer.vocabulary[0])
     return tokenizer.encode(start).long()[None]
-
-
-def _device(model: Model) -> torch.device:
-    return next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""The numbers that sampling reads a model's weights as: a step is mostly the reading of them."""
+"""Weights for sampling in bf16 or int8: at small batches, a step mostly reads the weights."""
 
 import warnings
 from typing import Literal, TypeVar, get_args
@@ -6,6 +6,7 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
+from nanogpt import kernels
 from nanogpt.errors import UserError
 from nanogpt.hardware import fast_bf16
 
@@ -14,19 +15,19 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def set_weights(model: Model, weights: Weights, device: str) -> Model:
-    """Put a model on a device, with the weights that sampling is to read.
+    """Convert the weights of a model for sampling and move it to a device, in place.
 
-    The model itself is changed, and serves only under ``torch.inference_mode`` from then on.
+    The model can then only be used under ``torch.inference_mode``.
 
     Args:
-        model: in evaluation mode, with float32 weights, on the CPU.
-        weights: ``fp32`` leaves them; ``bf16`` turns all of the model to bfloat16, its logits and
-            caches with it; ``int8``, on a CPU, replaces every linear by an ``Int8Linear``;
-            ``auto`` is bf16 where that is fast, else fp32, and never int8, which is less exact.
+        model: in evaluation mode and float32, on the CPU; with the kernels installed for int8.
+        weights: ``fp32`` keeps the weights; ``bf16`` converts the whole model, and with it logits
+            and caches; ``int8``, on a CPU, replaces each linear by an ``Int8Linear``; ``auto`` is
+            bf16 where it is fast, else fp32, and never int8, which is less accurate.
         device: ``cpu``, ``cuda``, …
 
     Raises:
-        UserError: for int8 where there is no way to compute with it, or weights of another name.
+        UserError: if ``weights`` is unknown, or int8 is not supported on the device.
     """
     if weights not in get_args(Weights):
         raise UserError(f"weights must be auto, fp32, bf16 or int8, not {weights}")
@@ -34,25 +35,22 @@ def set_weights(model: Model, weights: Weights, device: str) -> Model:
         weights = "bf16" if fast_bf16(torch.device(device).type) else "fp32"
     if weights == "int8":
         engine = int8_engine(device)
-        for parent in list(model.modules()):
-            for name, child in parent.named_children():
-                if isinstance(child, nn.Linear):
-                    parent.register_module(name, Int8Linear(child, engine))
+        kernels.install(model, {nn.Linear: lambda linear: Int8Linear(linear, engine)})
     return model.to(device, torch.bfloat16 if weights == "bf16" else None)
 
 
 def cache_dtype(model: nn.Module) -> torch.dtype | None:
-    """Return the dtype to keep a model's keys and values in; None is that of its weights.
+    """Return the dtype for a model's keys and values; None means that of its weights.
 
-    Beside int8 weights they are bfloat16, where a CPU has units for it: attention over a cache
-    takes as long as reading it.
+    With int8 weights it is bfloat16 if the CPU supports it: attention takes as long as reading the
+    cache.
     """
     int8 = any(isinstance(module, Int8Linear) for module in model.modules())
     return torch.bfloat16 if int8 and torch.cpu._is_avx512_bf16_supported() else None
 
 
 def int8_engine(device: str) -> str:
-    """Return the name of PyTorch's fastest library for quantised linears on a device.
+    """Return the name of PyTorch's fastest library for quantized linears on a device.
 
     Raises:
         UserError: if there is none.
@@ -66,25 +64,25 @@ def int8_engine(device: str) -> str:
 
 
 class Int8Linear(nn.Module):
-    """A linear with weights of 8 bits and a scale for each output channel.
+    """A linear with 8-bit weights and one scale per output channel.
 
-    Its inputs are rounded to 8 bits too, with one scale for all of a call: results depend a little
-    on what else is in the batch.
+    Its inputs are quantized to 8 bits as well, with one scale per call: results depend slightly on
+    the rest of the batch.
     """
 
     def __init__(self, linear: nn.Linear, engine: str) -> None:
         super().__init__()
         weight = linear.weight.detach()  # (out, in)
         scales = (weight.abs().amax(1) / 127).clamp_min(1e-20)  # (out); a channel may be all zero
-        with warnings.catch_warnings(action="ignore"):  # quantised tensors are to leave PyTorch
-            whole = torch.quantize_per_channel(
+        with warnings.catch_warnings(action="ignore"):  # that quantized tensors are deprecated
+            quantized = torch.quantize_per_channel(
                 weight, scales, torch.zeros_like(scales, dtype=torch.long), 0, torch.qint8
             )
             torch.backends.quantized.engine = engine
-            self.packed = torch.ops.quantized.linear_prepack(whole, linear.bias)
-        # without VNNI x86 adds products in 16 bits: two of 7 by 8 bits fit, two of 8 by 8 do not
-        self.narrow = engine != "qnnpack" and not torch.cpu._is_vnni_supported()
+            self.packed = torch.ops.quantized.linear_prepack(quantized, linear.bias)
+        # without VNNI, x86 sums pairs of products in 16 bits, which overflow for 8-bit inputs
+        self.reduce_range = engine != "qnnpack" and not torch.cpu._is_vnni_supported()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in) to (..., out), float32 both."""
-        return torch.ops.quantized.linear_dynamic(x, self.packed, self.narrow)
+        """Map (..., in) to (..., out), both float32."""
+        return torch.ops.quantized.linear_dynamic(x, self.packed, self.reduce_range)

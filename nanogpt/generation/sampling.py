@@ -1,4 +1,7 @@
-"""Sampling rules: pure functions from logits to the ids that are drawn."""
+"""Sampling: pure functions from logits and random numbers to ids.
+
+Axes: B batch, V vocabulary.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +12,8 @@ from torch import Tensor
 from nanogpt.errors import UserError
 from nanogpt.text.batches import mix
 
-GREEDY_BELOW = 1e-6  # a temperature at which only ties could be drawn otherwise
-AT_A_TIME = 64  # steps for which chance is drawn in one go
+GREEDY_BELOW = 1e-6  # below this temperature only ties could be drawn differently
+STEPS_PER_DRAW = 64  # drawing the numbers of many steps in one call is faster
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,12 @@ class SamplingRule:
     """How the next character is drawn.
 
     Args:
-        temperature: divides the logits; 1 samples from the model as it is, lower is more
-            cautious, 0 always takes the most likely character.
-        top_k: draw only among the k most likely characters; None draws among all.
-        top_p: draw only among the fewest characters, the likeliest first, that together have at
-            least this probability, after temperature and ``top_k`` (nucleus sampling, Holtzman
-            et al., 2020); None draws among all.
+        temperature: divides the logits; 1 samples from the model's distribution, lower values
+            favor likely characters, 0 always takes the most likely one.
+        top_k: only draw from the k most likely characters; None does not restrict.
+        top_p: only draw from the smallest set of most likely characters whose total probability is
+            at least this, after temperature and ``top_k`` (nucleus sampling, Holtzman et al.,
+            2020); None does not restrict.
 
     Raises:
         UserError: if ``temperature`` is negative or not finite, ``top_k`` is below 1, or ``top_p``
@@ -42,24 +45,22 @@ class SamplingRule:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise UserError(
-                f"temperature must be a number of at least 0, not {self.temperature}: 1 samples "
-                "from the model as it is, 0 always takes the most likely character"
+                f"temperature must be a finite number of at least 0, not {self.temperature}: 1 "
+                "samples from the model's distribution, 0 always takes the most likely character"
             )
         if self.top_k is not None and self.top_k < 1:
-            raise UserError(
-                f"top_k must be at least 1, not {self.top_k}; leave it out for no limit"
-            )
+            raise UserError(f"top_k must be at least 1, not {self.top_k}; omit it for no limit")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(
-                f"top_p must be above 0 and at most 1, not {self.top_p}; leave it out for no limit"
+                f"top_p must be above 0 and at most 1, not {self.top_p}; omit it for no limit"
             )
 
 
 def next_probabilities(logits: Tensor, rule: SamplingRule) -> Tensor:
-    """Return the distribution that a rule draws from: (B, V) logits to (B, V) probabilities.
+    """Map logits (B, V) to the probabilities (B, V) that a rule draws from.
 
-    With ties at the k-th place, all of the tied characters stay; likewise at the edge of
-    ``top_p``. A ``top_k`` of at least V keeps all.
+    Characters tied with the k-th most likely one are all kept, and likewise for ``top_p``. A
+    ``top_k`` of at least V keeps all.
     """
     if rule.greedy:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
@@ -67,50 +68,50 @@ def next_probabilities(logits: Tensor, rule: SamplingRule) -> Tensor:
         kth = logits.topk(rule.top_k).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if rule.temperature != 1:
-        # the largest logit is taken off first, so that a small temperature cannot overflow
+        # subtract the largest logit first, so that a small temperature cannot overflow
         logits = (logits - logits.amax(-1, keepdim=True)) / rule.temperature
     probabilities = logits.softmax(-1)
     if rule.top_p is not None and rule.top_p < 1:
-        falling = probabilities.sort(-1, descending=True).values
-        enough = falling.cumsum(-1) - falling < rule.top_p  # what stands before is not yet enough
-        least = falling.masked_fill(~enough, torch.inf).amin(-1, keepdim=True)  # (B, 1)
-        probabilities = probabilities.masked_fill(probabilities < least, 0)
+        descending = probabilities.sort(-1, descending=True).values
+        kept = descending.cumsum(-1) - descending < rule.top_p  # those before do not reach top_p
+        smallest = descending.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)  # (B, 1)
+        probabilities = probabilities.masked_fill(probabilities < smallest, 0)
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     return probabilities
 
 
-def draw(probabilities: Tensor, chance: Tensor) -> Tensor:
-    """Draw one id a row by inverting the cumulative distribution.
+def draw(probabilities: Tensor, u: Tensor) -> Tensor:
+    """Draw one id per row by inverting the cumulative distribution.
 
     Args:
         probabilities: (B, V).
-        chance: uniform numbers in [0, 1), (B,).
+        u: uniform random numbers in [0, 1), (B,).
 
-    Returns: (B,) ids: the first whose cumulative probability is above the number.
+    Returns: ids (B,): in each row the first one whose cumulative probability exceeds ``u``.
     """
     cumulative = probabilities.cumsum(-1)  # (B, V)
-    # below the sum also after rounding, so that no id of probability 0 can be drawn
-    goal = chance.clamp(max=1 - 2**-22)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, goal, right=True).squeeze(1)
+    # stays below the sum after rounding, so that no id of probability 0 can be drawn
+    target = u.clamp(max=1 - 2**-22)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
 
 
 def uniform_streams(
     seed: int, num_samples: int, first: int = 0, device: torch.device | str = "cpu"
 ) -> Iterator[Tensor]:
-    """Yield, for ever, a uniform number for each of some samples, (num_samples,).
+    """Yield one uniform random number in [0, 1) per sample, (num_samples,), without end.
 
-    Sample i has a random stream of its own, given by (seed, i): what is drawn for it depends on
-    neither the other samples nor the device.
+    Sample i has its own random stream, seeded by (seed, i): its numbers depend neither on the other
+    samples nor on the device.
 
     Args:
-        seed: of the draws, from 0.
-        num_samples: how many samples there are.
-        first: the number of the first of them.
-        device: to put the numbers on; they are drawn on the CPU.
+        seed: at least 0.
+        num_samples: number of samples.
+        first: index of the first sample.
+        device: of the result; the numbers are drawn on the CPU.
     """
     streams = [
         torch.Generator().manual_seed(mix(seed, i)) for i in range(first, first + num_samples)
     ]
     while True:
-        numbers = torch.stack([torch.rand(AT_A_TIME, generator=stream) for stream in streams])
+        numbers = torch.stack([torch.rand(STEPS_PER_DRAW, generator=stream) for stream in streams])
         yield from numbers.to(device).unbind(1)

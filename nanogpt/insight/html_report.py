@@ -1,9 +1,8 @@
-"""A page in which every character of a text is shaded by how much it surprised a model.
+"""An HTML page that shades every character of a text by its surprisal under a model.
 
-It is one file that needs nothing else. What the tooltip of a character says lies in the
-character's ``data-t``, three code points a number: its surprisal in thousandths of a bit, three
-digits to the base 64, then for each likely character one code point that stands for it and two
-digits, its probability in 4,095ths.
+The page is one file without dependencies. The data of a character's tooltip is in its ``data-t``
+attribute, three code points per item: first the surprisal in thousandths of a bit, as three base-64
+digits; then for each likely character its code, and its probability in 4,095ths as two digits.
 """
 
 import html
@@ -15,18 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from nanogpt.insight.printable import one_line, visible
+from nanogpt.insight.printable import printable, printable_line
 
-MARK = 'content="nanogpt score"'  # by which a page of ours is known, early in the file
-STRONGEST = 8.0  # bits, from which on the shade is the strongest
+GENERATOR = 'content="nanogpt score"'  # identifies our pages, within their first 1,000 bytes
+MAX_BITS = 8.0  # surprisal of the darkest shade
 # OKLCH: lightness from 1 to 0.71 and chroma from 0 to 0.165, both in equal steps, at hue 50
 SHADES = (
     *("#ffffff", "#fff7f2", "#ffeee5", "#ffe6d9", "#ffdecc", "#fed5bf", "#fecdb2", "#fdc4a6"),
     *("#fcbc99", "#fbb38c", "#f9ab7e", "#f8a271", "#f69963", "#f49054", "#f38744", "#f07d31"),
 )
 DIGITS = string.digits + string.ascii_letters + "-_"
-CODES = "".join(c for c in map(chr, range(0x21, 0x7F)) if c not in "\"&'<>`")
-
+SHORT_CODES = "".join(c for c in map(chr, range(0x21, 0x7F)) if c not in "\"&'<>`")  # one byte each
 
 STYLE = """
 :root { color-scheme: light; --faint: #78716c; --sans: system-ui, sans-serif;
@@ -62,11 +60,11 @@ small { font-size: .75rem; color: var(--faint); }
 #tip code { color: #1c1917; }
 #tip span { text-align: right; }
 #tip u { height: .5rem; border-radius: .25rem; background: #d6d3d1; }
-#tip .own u { background: #f07d31; }
+#tip .actual u { background: #f07d31; }
 @media (max-width: 40rem) { body { font-size: 14px; } main { padding-top: 1.2rem; } }
 """
 SCRIPT = """
-const digits = "DIGITS", names = NAMES, own = {" ": "␣", "\\n": "⏎", "\\t": "⇥"};
+const digits = "DIGITS", names = NAMES, symbols = {" ": "␣", "\\n": "⏎", "\\t": "⇥"};
 const tip = document.getElementById("tip"), main = document.querySelector("main");
 const number = (code) => code.reduce((n, digit) => 64 * n + digits.indexOf(digit), 0);
 const percent = (p) => 100 * p < 0.05 ? (100 * p).toPrecision(1) : (100 * p).toFixed(1);
@@ -81,18 +79,18 @@ function show(event) {
   const c = event.target.closest(".c");
   tip.hidden = !c;
   if (!c) return;
-  const data = [...c.dataset.t], name = own[c.textContent] || c.textContent;
+  const data = [...c.dataset.t], name = symbols[c.textContent] || c.textContent;
   const bits = number(data.slice(0, 3)) / 1000, box = c.getClientRects()[0];
   tip.replaceChildren();
   row("b", name, document.createTextNode(bits.toFixed(2) + " bits"), 2 ** -bits, "");
   for (let i = 3; i < data.length; i += 3) {
     const p = number(data.slice(i + 1, i + 3)) / 4095, bar = document.createElement("u");
     bar.style.width = Math.max(100 * p, 1) + "%";
-    row("code", names[data[i]], bar, p, names[data[i]] === name ? "own" : "");
+    row("code", names[data[i]], bar, p, names[data[i]] === name ? "actual" : "");
   }
-  const room = document.documentElement.clientWidth - tip.offsetWidth - 8;
+  const maxLeft = document.documentElement.clientWidth - tip.offsetWidth - 8;
   const above = box.bottom + 6 + tip.offsetHeight > innerHeight;
-  tip.style.left = Math.max(8, Math.min(box.left, room)) + scrollX + "px";
+  tip.style.left = Math.max(8, Math.min(box.left, maxLeft)) + scrollX + "px";
   tip.style.top = (above ? box.top - 6 - tip.offsetHeight : box.bottom + 6) + scrollY + "px";
 }
 for (const kind of ["mouseover", "click", "mouseleave"]) main.addEventListener(kind, show);
@@ -101,7 +99,7 @@ for (const kind of ["mouseover", "click", "mouseleave"]) main.addEventListener(k
 
 @dataclass(frozen=True)
 class Summary:
-    """What was scored and how it came out; ``loss`` is in nats per character."""
+    """The loss of a text under a checkpoint, in nats per character."""
 
     name: str
     checkpoint: str
@@ -115,7 +113,7 @@ class Summary:
 
     @property
     def perplexity(self) -> float:
-        """Among how many equally likely characters the model seems to choose."""
+        """The exponential of the loss."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def rows(self) -> list[tuple[str, str, str]]:
@@ -128,43 +126,49 @@ class Summary:
         ]
 
 
-def page(
+def render_page(
     summary: Summary,
     notes: Sequence[str],
     text: str,
     bits: Sequence[float],
     likely: Sequence[Sequence[int]],
-    chances: Sequence[Sequence[float]],
+    probabilities: Sequence[Sequence[float]],
     vocabulary: str,
 ) -> str:
-    """Return the page, which can be encoded in UTF-8 whatever the text.
+    """Return the page, which can be encoded as UTF-8 for any text.
 
     Args:
         summary: of the whole text.
-        notes: what else the header should say.
-        text: the N characters that are shown.
+        notes: further paragraphs of the header.
+        text: the N characters to show.
         bits: the surprisal of each.
-        likely: the ids of the k most likely characters at each place, the likeliest first.
-        chances: their probabilities.
+        likely: for each, the ids of the k most likely characters, most likely first.
+        probabilities: their probabilities.
         vocabulary: the character of each id.
     """
-    by_use = Counter(chain.from_iterable(likely)).most_common()  # the short codes for most
-    codes = {i: code(rank) for rank, (i, _) in enumerate(by_use)}
-    names = {codes[i]: visible(vocabulary[i]) for i in codes}
-    spans = (
-        span(character, b, [codes[i] + digits(p * 4095, 2) for i, p in zip(ids, ps, strict=True)])
-        for character, b, ids, ps in zip(text, bits, likely, chances, strict=True)
+    by_frequency = Counter(chain.from_iterable(likely)).most_common()  # short codes come first
+    codes = {i: character_code(rank) for rank, (i, _) in enumerate(by_frequency)}
+    names = {code: printable(vocabulary[i]) for i, code in codes.items()}
+    characters = (
+        render_character(
+            character,
+            b,
+            "".join(codes[i] + to_base_64(p * 4095, 2) for i, p in zip(ids, ps, strict=True)),
+        )
+        for character, b, ids, ps in zip(text, bits, likely, probabilities, strict=True)
     )
-    body = f'{header(summary, notes)}<div id="text" lang="" translate="no">{"".join(spans)}</div>'
-    return frame(one_line(summary.name), body, json.dumps(names).replace("<", "\\u003c"))
+    header = render_header(summary, notes)
+    body = f'{header}<div id="text" lang="" translate="no">{"".join(characters)}</div>'
+    escaped_names = json.dumps(names).replace("<", "\\u003c")
+    return render_document(printable_line(summary.name), body, escaped_names)
 
 
-def frame(title: str, body: str, names: str) -> str:
-    """Return a whole document: what stands in it, and the names of characters as JSON."""
+def render_document(title: str, body: str, names: str) -> str:
+    """Return an HTML document, given its body and the names of character codes as JSON."""
     shades = "".join(f".s{n} {{ background: {color}; }}\n" for n, color in enumerate(SHADES))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="generator" {MARK}>\n'
+        f'<meta name="generator" {GENERATOR}>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}: surprisal</title>\n"
         f"<style>{STYLE}{shades}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
@@ -174,47 +178,47 @@ def frame(title: str, body: str, names: str) -> str:
     )
 
 
-def header(summary: Summary, notes: Sequence[str]) -> str:
-    """Return the part above the text: what was scored, the numbers and the legend."""
+def render_header(summary: Summary, notes: Sequence[str]) -> str:
+    """Return the part above the text: title, numbers, notes and legend."""
     numbers = "".join(
         f"<div><dt>{name}</dt><dd>{value}{f' <small>{unit}</small>' if unit else ''}</dd></div>"
         for name, value, unit in summary.rows()
     )
     swatches = "".join(f'<i class="s{n}"></i>' for n in range(len(SHADES)))
     ticks = "".join(f"<span>{bits}</span>" for bits in ("0", "2", "4", "6", "8+"))
-    more = "".join(f"<p>{html.escape(note)}</p>\n" for note in notes)
+    paragraphs = "".join(f"<p>{html.escape(note)}</p>\n" for note in notes)
     return (
-        f"<header>\n<h1>{html.escape(one_line(summary.name))}</h1>\n"
-        f"<p>Surprisal under <code>{html.escape(one_line(summary.checkpoint))}</code></p>\n"
-        f"<dl>{numbers}</dl>\n{more}"
+        f"<header>\n<h1>{html.escape(printable_line(summary.name))}</h1>\n"
+        f"<p>Surprisal under <code>{html.escape(printable_line(summary.checkpoint))}</code></p>\n"
+        f"<dl>{numbers}</dl>\n{paragraphs}"
         f'<div class="legend"><div class="ramp">{swatches}</div>'
         f'<div class="ticks">{ticks}</div><span class="unit">bits</span></div>\n</header>\n'
     )
 
 
-def span(character: str, bits: float, likely: Sequence[str]) -> str:
-    """Return one character, shaded, with the data of its tooltip."""
-    shown = visible(character) if character not in " \n\t" else character
+def render_character(character: str, bits: float, likely: str) -> str:
+    """Return the shaded span of a character, given the encoded likely ones for its tooltip."""
+    shown = printable(character) if character not in " \n\t" else character
     if "\ud800" <= character <= "\udfff":
         shown = "\N{REPLACEMENT CHARACTER}"
-    line_end = " n" if character == "\n" else ""
-    data = digits(bits * 1000, 3) + "".join(likely)
-    return f'<span class="c s{shade(bits)}{line_end}" data-t="{data}">{html.escape(shown)}</span>'
+    newline = " n" if character == "\n" else ""
+    data = to_base_64(bits * 1000, 3) + likely
+    return f'<span class="c s{shade(bits)}{newline}" data-t="{data}">{html.escape(shown)}</span>'
 
 
 def shade(bits: float) -> int:
-    """Return which of the shades stands for a surprisal: 0 for the faintest."""
-    return min(int(bits / STRONGEST * (len(SHADES) - 1)), len(SHADES) - 1)
+    """Return the index of a surprisal's shade."""
+    return min(int(bits / MAX_BITS * (len(SHADES) - 1)), len(SHADES) - 1)
 
 
-def digits(value: float, places: int) -> str:
-    """Return the nearest whole number in so many digits to the base 64, or the largest."""
-    whole = min(round(value), 64**places - 1)
-    return "".join(DIGITS[whole >> 6 * place & 63] for place in reversed(range(places)))
+def to_base_64(value: float, n_digits: int) -> str:
+    """Round a number to ``n_digits`` base-64 digits, or to the largest such number."""
+    whole = min(round(value), 64**n_digits - 1)
+    return "".join(DIGITS[whole >> 6 * i & 63] for i in reversed(range(n_digits)))
 
 
-def code(rank: int) -> str:
-    """Return the code point that stands for the character of a rank, the shortest first."""
-    if rank < len(CODES):
-        return CODES[rank]
-    return chr(0x100 + rank if rank < 0xD000 else 0x10000 + rank)  # around the surrogates
+def character_code(rank: int) -> str:
+    """Return the code point for the character of a frequency rank, short codes first."""
+    if rank < len(SHORT_CODES):
+        return SHORT_CODES[rank]
+    return chr(0x100 + rank if rank < 0xD000 else 0x10000 + rank)  # skips the surrogates

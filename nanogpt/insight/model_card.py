@@ -52,17 +52,9 @@ All other settings have their defaults; `config.yaml` has all of them.
 class ModelCard:
     """The contents of a model card.
 
-    Args:
-        title: the name of the run.
-        facts: about the run, by name.
-        history: its evaluations.
-        comparison: the table of its losses and the reference's; "" without a reference.
-        ngrams: n-gram baselines on its corpus.
-        samples: texts sampled from the model.
-        overlap: of the samples with the train split.
-        val_excerpts: excerpts of the val split.
-        val_overlap: of the excerpts with the train split.
-        settings: the settings that differ from their defaults, by full name.
+    ``comparison`` is the table of the run's losses and the reference's, or "". ``overlap`` is that
+    of the samples with the train split, ``val_overlap`` that of excerpts of the val split with it.
+    ``settings`` are those that differ from their defaults.
     """
 
     title: str

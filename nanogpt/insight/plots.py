@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, its attention, the ladder. Importing this takes half a second."""
+"""Figures of a run's losses, its attention maps and the ladder. Takes half a second to import."""
 
 import io
 import math
@@ -15,34 +15,34 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from nanogpt.atomic import write_atomically
-from nanogpt.insight.loss_by_position import binned
+from nanogpt.insight.loss_by_position import bin_means
 from nanogpt.insight.ngrams import NGram
-from nanogpt.insight.reference import Losses, best
+from nanogpt.insight.reference import Losses, best_losses
 
-TRAIN, VAL, FAINT, INK = "#2563a8", "#c2410c", "#9aa0a6", "#202124"
-STYLE: dict[str, Any] = {"fontsize": 9, "color": INK}
+TRAIN_COLOR, VAL_COLOR, GRAY, BLACK = "#2563a8", "#c2410c", "#9aa0a6", "#202124"
+TITLE_STYLE: dict[str, Any] = {"fontsize": 9, "color": BLACK}
 
 
-def curves_picture(
+def plot_curves(
     history: Sequence[Losses],
     reference: Sequence[Losses],
     ngrams: Sequence[NGram],
     by_position: Tensor,
 ) -> Figure:
-    """Draw the losses over the steps, and the val loss by position in the window, (T,)."""
+    """Plot the losses by step, and the val loss by position in the window, (T,)."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_losses(left, history, reference)
+    _plot_losses(left, history, reference)
     lowest = min(min(row.train, row.val) for row in [*history, *reference])
     for ngram in ngrams:
         if ngram.held_out > lowest - 0.3:
-            _draw_ngram(left, ngram)
-    _draw_positions(right, by_position)
+            _plot_ngram(left, ngram)
+    _plot_positions(right, by_position)
     return figure
 
 
-def attention_picture(maps: Tensor, characters: Sequence[str], title: str) -> Figure:
-    """Draw the attention weights of every head of a layer, (nh, T, T), each on a square."""
+def plot_attention(maps: Tensor, characters: Sequence[str], title: str) -> Figure:
+    """Plot the attention weights of every head of a layer, (nh, T, T), in a grid."""
     n_head, size = maps.shape[:2]
     columns = math.ceil(math.sqrt(n_head))
     rows = math.ceil(n_head / columns)
@@ -50,8 +50,8 @@ def attention_picture(maps: Tensor, characters: Sequence[str], title: str) -> Fi
     figure = Figure(figsize=(width, height))
     margins = {"left": 0.25 / width, "right": 1 - 0.1 / width, "bottom": 0.1 / height}
     figure.subplots_adjust(**margins, top=1 - 0.75 / height, wspace=0.08, hspace=0.14)
-    squares = figure.subplots(rows, columns, squeeze=False).flat
-    for head, axes in enumerate(squares, 1):
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for head, axes in enumerate(grid, 1):
         axes.set_visible(head <= n_head)
         if head > n_head:
             continue
@@ -60,62 +60,62 @@ def attention_picture(maps: Tensor, characters: Sequence[str], title: str) -> Fi
         axes.set_yticks(range(size), characters, fontsize=7, family="monospace")
         axes.tick_params(length=0, pad=2)
         axes.xaxis.tick_top()
-        axes.set_title(f"head {head}", **STYLE)
+        axes.set_title(f"head {head}", **TITLE_STYLE)
         axes.spines[:].set_color("#dddddd")
-    about = f"{title}: each row gathers from the columns, the darker the more"
-    figure.suptitle(about, y=1 - 0.1 / height, va="top", **STYLE)
+    title = f"{title}: each row attends to the columns; darker is more"
+    figure.suptitle(title, y=1 - 0.1 / height, va="top", **TITLE_STYLE)
     return figure
 
 
-def ladder_picture(
+def plot_ladder(
     names: Sequence[str], losses: Sequence[Sequence[float]], ngrams: Sequence[NGram]
 ) -> Figure:
-    """Draw the best val loss of every rung: a dot for each seed, a bar for their mean."""
+    """Plot the best val losses of every stage: a dot for each seed, a bar for their mean."""
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     axes = figure.subplots()
-    means = [sum(of_rung) / len(of_rung) for of_rung in losses]
-    for place, (mean, of_rung) in enumerate(zip(means, losses, strict=True)):
-        lower = place == 0 or mean < means[place - 1]
-        color = TRAIN if lower else FAINT
-        axes.plot([place - 0.36, place + 0.36], [mean, mean], color=color, linewidth=5)
-        axes.plot([place] * len(of_rung), of_rung, "o", color=INK, markersize=3, zorder=3)
+    means = [sum(seeds) / len(seeds) for seeds in losses]
+    for i, (mean, seeds) in enumerate(zip(means, losses, strict=True)):
+        improves = i == 0 or mean < means[i - 1]
+        color = TRAIN_COLOR if improves else GRAY
+        axes.plot([i - 0.36, i + 0.36], [mean, mean], color=color, linewidth=5)
+        axes.plot([i] * len(seeds), seeds, "o", color=BLACK, markersize=3, zorder=3)
         axes.annotate(
-            f"{mean:.3f}", (place, max(of_rung)), (0, 7), textcoords="offset points", ha="center"
+            f"{mean:.3f}", (i, max(seeds)), (0, 7), textcoords="offset points", ha="center"
         )
-        if place:
-            axes.plot([place - 0.5] * 2, [means[place - 1], mean], color=FAINT, linewidth=1)
+        if i:
+            axes.plot([i - 0.5] * 2, [means[i - 1], mean], color=GRAY, linewidth=1)
     axes.set_ylim(min(map(min, losses)) - 0.1, max(map(max, losses)) + 0.15)
     for ngram in ngrams:
         if axes.get_ylim()[0] < ngram.held_out < axes.get_ylim()[1]:
-            _draw_ngram(axes, ngram)
+            _plot_ngram(axes, ngram)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("best val loss (nats per character)")
-    _calm(axes)
+    _style(axes)
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture, whole or not at all."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure to a PNG file atomically."""
     content = io.BytesIO()
-    with missing_glyphs():
-        figure.savefig(content, dpi=120)
+    with ignore_missing_glyphs():
+        figure.savefig(content, format="png", dpi=120)
     write_atomically(path, content.getbuffer())
 
 
 @contextmanager
-def missing_glyphs() -> Iterator[None]:
-    """Draw a character that the font lacks as a box, and say nothing of it."""
+def ignore_missing_glyphs() -> Iterator[None]:
+    """Suppress the warnings for characters that the font lacks, which are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
-def _draw_losses(axes: Axes, history: Sequence[Losses], reference: Sequence[Losses]) -> None:
+def _plot_losses(axes: Axes, history: Sequence[Losses], reference: Sequence[Losses]) -> None:
     for rows, style, name in ((reference, "--", "reference's "), (history, "o-", "")):
         if not rows:
             continue
         steps = [row.step for row in rows]
-        for split, color in (("train", TRAIN), ("val", VAL)):
+        for split, color in (("train", TRAIN_COLOR), ("val", VAL_COLOR)):
             losses = [getattr(row, split) for row in rows]
             axes.plot(
                 *(steps, losses, style),
@@ -125,38 +125,39 @@ def _draw_losses(axes: Axes, history: Sequence[Losses], reference: Sequence[Loss
                 label=f"{name}{split}",
                 alpha=0.55 if name else 1,
             )
-    lowest = best(history)
-    axes.plot(lowest.step, lowest.val, "o", color=VAL, markersize=7, fillstyle="none")
+    best = best_losses(history)
+    axes.plot(best.step, best.val, "o", color=VAL_COLOR, markersize=7, fillstyle="none")
     axes.annotate(
-        *(f"{lowest.val:.4f}", (lowest.step, lowest.val), (0, 9)),
+        *(f"{best.val:.4f}", (best.step, best.val), (0, 9)),
         textcoords="offset points",
         ha="right",
-        color=VAL,
+        color=VAL_COLOR,
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per character)")
     axes.legend(frameon=False, fontsize=9)
-    _calm(axes)
+    _style(axes)
 
 
-def _draw_ngram(axes: Axes, ngram: NGram) -> None:
-    axes.axhline(ngram.held_out, color=FAINT, linestyle=":", linewidth=1, zorder=0)
+def _plot_ngram(axes: Axes, ngram: NGram) -> None:
+    axes.axhline(ngram.held_out, color=GRAY, linestyle=":", linewidth=1, zorder=0)
     label = f"{ngram.name}\ncounts {ngram.held_out:.2f}"
-    beside = axes.get_yaxis_transform()
-    axes.text(1.01, ngram.held_out, label, transform=beside, va="center", fontsize=8, color=FAINT)
+    transform = axes.get_yaxis_transform()
+    axes.text(1.01, ngram.held_out, label, transform=transform, va="center", fontsize=8, color=GRAY)
 
 
-def _draw_positions(axes: Axes, by_position: Tensor) -> None:
-    axes.plot(range(1, len(by_position) + 1), by_position.numpy(), ".", color=FAINT, markersize=3)
-    axes.plot(*zip(*binned(by_position), strict=True), "o-", color=VAL, markersize=3, linewidth=1.6)
+def _plot_positions(axes: Axes, by_position: Tensor) -> None:
+    axes.plot(range(1, len(by_position) + 1), by_position.numpy(), ".", color=GRAY, markersize=3)
+    x, y = zip(*bin_means(by_position), strict=True)
+    axes.plot(x, y, "o-", color=VAL_COLOR, markersize=3, linewidth=1.6)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.set_xlabel("characters of context")
-    axes.set_title("what more context buys: val loss by position", **STYLE)
-    _calm(axes)
+    axes.set_title("val loss by position in the context", **TITLE_STYLE)
+    _style(axes)
 
 
-def _calm(axes: Axes) -> None:
+def _style(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)

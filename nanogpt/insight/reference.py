@@ -1,17 +1,15 @@
 """The loss curves of the reference implementation, to compare a run with.
 
-The numbers were read from its logs. Each curve is stored twice in ``CURVES_FOLDER/NAME/``: as
+The numbers were read from its logs. Each curve is stored twice in ``REFERENCE_CURVES/NAME/``: as
 ``curve.csv`` and as a TensorBoard event file.
 """
 
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from nanogpt.resources import REFERENCE_CURVES
 from nanogpt.text import corpora
-
-CURVES_FOLDER = Path(__file__).parents[2] / "lightning_logs" / "reference"
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Losses:
 
 def read_curve(name: str) -> list[Losses]:
     """Return the evaluations of the reference's ``bigram`` or ``gpt10m``; [] for other names."""
-    path = CURVES_FOLDER / name / "curve.csv"
+    path = REFERENCE_CURVES / name / "curve.csv"
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:

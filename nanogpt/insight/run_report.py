@@ -1,4 +1,4 @@
-"""What a finished run leaves to look at: ``card.md``, ``curves.png``, and more in TensorBoard."""
+"""The report of a finished run: ``card.md``, ``curves.png`` and further TensorBoard events."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,104 +8,100 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from nanogpt.atomic import write_atomically
-from nanogpt.generation.generate import TextModel, generate_many
+from nanogpt.generation.generate import GenerationOptions, TextModel, generate_many
 from nanogpt.insight.attention_maps import SENTENCE, attention_maps
-from nanogpt.insight.model_card import Card
-from nanogpt.insight.printable import visible
-from nanogpt.insight.loss_by_position import binned, loss_by_position
-from nanogpt.insight.memorization import copied
+from nanogpt.insight.loss_by_position import bin_means, loss_by_position
+from nanogpt.insight.memorization import find_overlap
+from nanogpt.insight.model_card import ModelCard
 from nanogpt.insight.ngrams import NGram
-from nanogpt.insight.plots import attention_picture, curves_picture, missing_glyphs, save
-from nanogpt.insight.reference import Losses, best, comparison
-from nanogpt.models import Bigram, Model
+from nanogpt.insight.plots import ignore_missing_glyphs, plot_attention, plot_curves, save_figure
+from nanogpt.insight.printable import printable
+from nanogpt.insight.reference import Losses, best_losses, comparison_table
+from nanogpt.models import Model
 from nanogpt.runs import Run
 from nanogpt.text.tokenizer import Tokenizer
 
-SAMPLES, SAMPLE_CHARACTERS = 50, 200  # 10,000 characters, short enough for a CPU in one batch
+SAMPLES, SAMPLE_CHARACTERS = 50, 200  # 10,000 characters, in one batch on a CPU
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A run that has ended, and its best model, in evaluation mode."""
+class FinishedRun:
+    """A finished run and its best model, in evaluation mode.
+
+    The first ``n_train`` characters of ``text`` are the train split; ``reference`` is the curve to
+    compare ``history`` with, or empty.
+    """
 
     run: Run
     model: Model
     tokenizer: Tokenizer
     text: str
-    n_train: int  # the first characters of the text, which it was trained on
+    n_train: int
     history: Sequence[Losses]
     reference: Sequence[Losses]
     ngrams: Sequence[NGram]
     seed: int
 
 
-def write(finished: Finished, facts: Mapping[str, str], settings: Mapping[str, Any]) -> None:
-    """Write the card, the picture of the curves, and pages of TensorBoard, into its folder.
+def write_report(
+    finished: FinishedRun, facts: Mapping[str, str], settings: Mapping[str, Any]
+) -> None:
+    """Write the card, the plot of the losses and further TensorBoard events to the run folder.
 
     Args:
         finished: the run.
-        facts: about it, in words.
-        settings: of the run, by their full names: those that are not at their defaults.
+        facts: about the run, by name.
+        settings: the settings that differ from their defaults, by full name.
     """
-    run, model, tokenizer = finished.run, finished.model, finished.tokenizer
-    device = next(model.parameters()).device
-    val = tokenizer.encode(finished.text[finished.n_train :]).to(device)
-    by_position = loss_by_position(model, val)
-    save(
-        curves_picture(finished.history, finished.reference, finished.ngrams, by_position),
-        run.folder / "curves.png",
-    )
-    samples = list(
-        generate_many(
-            TextModel(model, tokenizer), SAMPLES, "", SAMPLE_CHARACTERS, seed=finished.seed
-        )
-    )
-    train_text = finished.text[: finished.n_train]
-    held_out = spread(finished.text[finished.n_train :])
-    card = Card(
-        title=run.folder.name,
+    folder, tokenizer = finished.run.folder, finished.tokenizer
+    train_text, val_text = finished.text[: finished.n_train], finished.text[finished.n_train :]
+    val = tokenizer.encode(val_text).to(next(finished.model.parameters()).device)
+    by_position = loss_by_position(finished.model, val)
+    curves = plot_curves(finished.history, finished.reference, finished.ngrams, by_position)
+    save_figure(curves, folder / "curves.png")
+    text_model = TextModel(finished.model, tokenizer)
+    options = GenerationOptions(max_new_tokens=SAMPLE_CHARACTERS, seed=finished.seed)
+    samples = list(generate_many(text_model, SAMPLES, options=options))
+    val_excerpts = evenly_spaced_excerpts(val_text)
+    card = ModelCard(
+        title=folder.name,
         facts=facts,
         history=finished.history,
-        beside=comparison(finished.history, finished.reference),
+        comparison=comparison_table(finished.history, finished.reference),
         ngrams=finished.ngrams,
         samples=samples,
-        copied=copied(samples, train_text),
-        held_out=held_out,
-        copied_held_out=copied(held_out, train_text),
+        overlap=find_overlap(samples, train_text),
+        val_excerpts=val_excerpts,
+        val_overlap=find_overlap(val_excerpts, train_text),
         settings=settings,
     )
-    write_atomically(run.folder / "card.md", card.markdown().encode(errors="replace"))
-    log_to_tensorboard(finished, by_position, fitting_sentence(finished))
+    write_atomically(folder / "card.md", card.markdown().encode(errors="replace"))
+    known = set(SENTENCE) <= set(tokenizer.vocabulary)
+    sentence = SENTENCE if known else val_text[: len(SENTENCE)]
+    log_to_tensorboard(finished, by_position, sentence[: finished.model.block_size])
 
 
-def spread(text: str) -> list[str]:
-    """Return pieces of a text as many and as long as the samples, or as far as it goes."""
-    pieces = min(max(len(text) // SAMPLE_CHARACTERS, 1), SAMPLES)
+def evenly_spaced_excerpts(text: str) -> list[str]:
+    """Return excerpts of the length of a sample, as many as there are samples or as fit."""
+    n = min(max(len(text) // SAMPLE_CHARACTERS, 1), SAMPLES)
     last = max(len(text) - SAMPLE_CHARACTERS, 0)
-    starts = [i * last // max(pieces - 1, 1) for i in range(pieces)]
+    starts = [i * last // max(n - 1, 1) for i in range(n)]
     return [text[start : start + SAMPLE_CHARACTERS] for start in starts]
 
 
-def fitting_sentence(finished: Finished) -> str:
-    """Return the fixed sentence if the model knows it, else the beginning of the val split."""
-    known = set(SENTENCE) <= set(finished.tokenizer.vocabulary)
-    sentence = SENTENCE if known else finished.text[finished.n_train :][: len(SENTENCE)]
-    return sentence[: finished.model.block_size]
-
-
-def log_to_tensorboard(finished: Finished, by_position: Tensor, sentence: str) -> None:
-    """Add to a run's events the loss by position, its attention maps and its embeddings."""
+def log_to_tensorboard(finished: FinishedRun, by_position: Tensor, sentence: str) -> None:
+    """Log the loss by position, the attention maps for a sentence and the token embeddings."""
     model, tokenizer = finished.model, finished.tokenizer
-    step = best(finished.history).step
+    step = best_losses(finished.history).step
     with SummaryWriter(str(finished.run.folder), filename_suffix=".insight") as writer:
-        for position, loss in binned(by_position):
+        for position, loss in bin_means(by_position):
             writer.add_scalar("loss_by_position/val", loss, round(position))
         ids = tokenizer.encode(sentence).long().to(next(model.parameters()).device)
-        characters = [visible(character) for character in sentence]
-        with missing_glyphs():
+        characters = [printable(character) for character in sentence]
+        with ignore_missing_glyphs():
             for layer, maps in enumerate(attention_maps(model, ids), 1):
-                picture = attention_picture(maps, characters, f"layer {layer}")
-                writer.add_figure(f"attention/layer_{layer}", picture, step)
-        table = model.token_embedding
-        labels = [visible(character) for character in tokenizer.vocabulary]
-        writer.add_embedding(table.weight.detach(), labels, tag="characters", global_step=step)
+                figure = plot_attention(maps, characters, f"layer {layer}")
+                writer.add_figure(f"attention/layer_{layer}", figure, step)
+        embeddings = model.token_embedding.weight.detach()
+        labels = [printable(character) for character in tokenizer.vocabulary]
+        writer.add_embedding(embeddings, labels, tag="characters", global_step=step)

@@ -16,7 +16,8 @@ from nanogpt.kernels.elementwise import ComplexRotary, FastSquaredReLU
 from nanogpt.models.gpt import Attention
 from nanogpt.models.modern import Rotary, SquaredReLU
 
-REPLACEMENTS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+Replacements = dict[type[nn.Module], Callable[[Any], nn.Module]]
+REPLACEMENTS: Replacements = {
     nn.Dropout: lambda dropout: FastDropout(dropout.p),
     Attention: lambda attention: FusedAttention(attention.dropout.p),
     SquaredReLU: lambda _: FastSquaredReLU(),
@@ -25,11 +26,11 @@ REPLACEMENTS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def install(model: Module) -> Module:
+def install(model: Module, replacements: Replacements = REPLACEMENTS) -> Module:
     """Replace the modules of a model that have a faster equivalent, in place; return the model."""
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) in REPLACEMENTS:
-                replacement = REPLACEMENTS[type(child)](child)
-                parent.register_module(name, replacement.train(child.training))
+    for name, child in model.named_children():
+        if type(child) in replacements:
+            child = replacements[type(child)](child).train(child.training)
+            model.register_module(name, child)
+        install(child, replacements)
     return model

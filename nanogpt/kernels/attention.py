@@ -28,18 +28,20 @@ class FusedAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Map q (B, nh, T, hs), k and v (B, nh, S, hs) to (B, nh, T, hs).
 
-        A cache may be of another dtype than q, in which case it is computed in the cache's.
+        If the cache is of another dtype than q, the computation is done in the cache's.
         """
+        if q.dtype != k.dtype:
+            return self(q.to(k.dtype), k, v).to(q.dtype)
         p = self.dropout.p if self.training else 0.0
         T, S = q.shape[2], k.shape[2]
-        if T == S and q.dtype == k.dtype:
+        if T == S:
             if p > 0 and is_eager_on_cpu(q):
                 return _TiledAttention.apply(q, k, v, p)
             return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
         assert p == 0, "dropout needs queries for all positions"
         # a single query is the last position and attends to all
         past = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-        return F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=past).to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=past)
 
 
 def causal_mask(size: int, like: Tensor) -> Tensor:

@@ -169,8 +169,8 @@ def init_normal(module: nn.Module) -> None:
     """Draw the weight of a linear or embedding from N(0, 0.02) and zero its bias."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
-        if getattr(module, "bias", None) is not None:
-            nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 def check_sizes(config: object, *names: str) -> None:

@@ -72,7 +72,7 @@ def build_model(architecture: str, vocab_size: int, **settings: Any) -> Model:
     config = build_config(architecture, settings)
     try:
         model: Model = ARCHITECTURES[architecture][1](vocab_size, config)
-    except (RuntimeError, OverflowError) as error:  # what torch raises for sizes beyond memory
+    except (RuntimeError, OverflowError, TypeError) as error:  # what torch raises for sizes beyond memory
         raise UserError(
             "a model with these settings is too large for this machine: lower n_embd, n_head, "
             "head_size or block_size"

@@ -1,1 +1,1 @@
-"""Text as a model sees it: corpora, characters as ids, windows."""
+"""Corpora, the character tokenizer and batches of windows."""

@@ -1,12 +1,11 @@
-"""Which characters a batch holds: pure functions of the seed and the optimizer step.
+"""Batches as pure functions of the seed and the optimizer step.
 
-A window starts at an offset and holds ``block_size`` characters and, as targets, the same ones
-shifted by one. The *global* batch of an optimizer step depends on nothing but (seed, step), so a
-resumed run, a run on several devices and a run that accumulates micro-batches all see
-the same windows: each takes its slice.
+A window is ``block_size`` characters from an offset and, as targets, the same ones shifted by one.
+The *global* batch of an optimizer step depends only on (seed, step). A resumed run, a run on
+several devices and a run that accumulates micro-batches use the same windows, each its slice.
 
-Windows are drawn with replacement, each anywhere, or without: then the text is cut into windows
-anew for each epoch, which takes each of them once.
+Windows are drawn with replacement, at any offset, or without: then each epoch divides the text into
+windows, at a new first offset, and uses each of them once.
 """
 
 from collections.abc import Iterator
@@ -16,9 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-STEPS_AT_A_TIME = (
-    256  # offsets are drawn for so many steps in one go: one draw is cheap, 256 as cheap
-)
+STEPS_PER_DRAW = 256  # drawing the offsets of 256 steps takes as long as drawing those of one
 EVALUATION_CHARACTERS = 2**14  # in a batch of evaluation windows
 
 
@@ -26,29 +23,29 @@ class Draw(NamedTuple):
     """How the training windows of a run are drawn.
 
     Args:
-        seed: the run's.
+        seed: of the run.
         batch_size: windows in the global batch of an optimizer step, B.
-        high: offsets lie in [0, high).
-        apart: None draws with replacement, uniformly; a number draws without, from windows that
-            lie so many characters apart: the length of a window.
+        high: offsets are in [0, high).
+        stride: None to draw offsets uniformly, with replacement; otherwise the distance between
+            windows drawn without replacement, which is their length.
     """
 
     seed: int
     batch_size: int
     high: int
-    apart: int | None = None
+    stride: int | None = None
 
 
 class Windows(NamedTuple):
-    """Offsets into a split, shape (B,), and how many characters each window has."""
+    """Offsets into a split, (B,), and the number of characters in each window."""
 
     offsets: Tensor
     length: int
 
 
-def mix(seed: int, number: int) -> int:
-    """Return a seed of 32 bits, all that torch's CPU generator takes, for one of many streams."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9) % 2**64
+def mix(seed: int, stream: int) -> int:
+    """Hash a seed and the number of a stream to 32 bits, all that torch's CPU generator uses."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9) % 2**64
     mixed = ((mixed ^ (mixed >> 31)) * 0x94D049BB133111EB) % 2**64
     return mixed >> 32
 
@@ -56,30 +53,30 @@ def mix(seed: int, number: int) -> int:
 @lru_cache(maxsize=2)
 def _offsets(seed: int, chunk: int, batch_size: int, high: int) -> Tensor:
     generator = torch.Generator().manual_seed(mix(seed, chunk))
-    return torch.randint(high, (STEPS_AT_A_TIME, batch_size), generator=generator)
+    return torch.randint(high, (STEPS_PER_DRAW, batch_size), generator=generator)
 
 
 @lru_cache(maxsize=2)
-def _epoch(seed: int, number: int, high: int, apart: int) -> Tensor:
-    """Return an epoch's offsets in a random order; the lowest is any from 0 to ``apart`` - 1.
+def _epoch_offsets(seed: int, epoch: int, high: int, stride: int) -> Tensor:
+    """Return an epoch's offsets in random order; the lowest is random in [0, stride).
 
-    Every epoch has as many, so that their number tells in which a window is; of a text that is no
-    whole number of windows, what is left over at its end is never read.
+    All epochs have the same number of windows, so a window's number gives its epoch. The remainder
+    at the end of the text is not used.
     """
-    generator = torch.Generator().manual_seed(mix(seed, number))
-    first = torch.randint(min(apart, high), (1,), generator=generator)
-    return first + apart * torch.randperm(max(high // apart, 1), generator=generator)
+    generator = torch.Generator().manual_seed(mix(seed, epoch))
+    first = torch.randint(min(stride, high), (1,), generator=generator)
+    return first + stride * torch.randperm(max(high // stride, 1), generator=generator)
 
 
 def batch_offsets(draw: Draw, step: int) -> Tensor:
-    """Return the window offsets of the global batch of one optimizer step, from 0: (B,) int64."""
-    seed, batch_size, high, apart = draw
-    if apart is None:
-        return _offsets(seed, step // STEPS_AT_A_TIME, batch_size, high)[step % STEPS_AT_A_TIME]
+    """Return the offsets of the global batch of an optimizer step, counted from 0: (B,) int64."""
+    seed, batch_size, high, stride = draw
+    if stride is None:
+        return _offsets(seed, step // STEPS_PER_DRAW, batch_size, high)[step % STEPS_PER_DRAW]
     parts, first, end = [], step * batch_size, (step + 1) * batch_size
-    while first < end:  # a batch may reach into the next epochs
-        epoch, begin = divmod(first, max(high // apart, 1))
-        parts.append(_epoch(seed, epoch, high, apart)[begin : begin + end - first])
+    while first < end:  # a batch may extend into the next epochs
+        epoch, start = divmod(first, max(high // stride, 1))
+        parts.append(_epoch_offsets(seed, epoch, high, stride)[start : start + end - first])
         first += len(parts[-1])
     return torch.cat(parts)
 
@@ -87,44 +84,44 @@ def batch_offsets(draw: Draw, step: int) -> Tensor:
 def training_batches(
     draw: Draw, first_step: int, accumulate: int = 1, rank: int = 0, world_size: int = 1
 ) -> Iterator[Tensor]:
-    """Yield, for ever, the offsets of one rank's micro-batches, from an optimizer step on.
+    """Yield the offsets of one rank's micro-batches indefinitely, starting at an optimizer step.
 
-    Each has shape (batch_size / (accumulate * world_size),); all of a step's make up its global
-    batch, in order of micro-batch, then rank.
+    Each has shape (batch_size / (accumulate * world_size),). Concatenated by micro-batch, then by
+    rank, those of a step are its global batch.
     """
     size = draw.batch_size // (accumulate * world_size)
     step = first_step
     while True:
         offsets = batch_offsets(draw, step)
         for micro_batch in range(accumulate):
-            begin = (micro_batch * world_size + rank) * size
-            yield offsets[begin : begin + size]
+            start = (micro_batch * world_size + rank) * size
+            yield offsets[start : start + size]
         step += 1
 
 
 def evaluation_windows(n_targets: int, block_size: int, high: int | None = None) -> list[Windows]:
-    """Lay out windows that hold exactly ``n_targets`` targets, in batches of equal length.
+    """Return batches of windows with ``n_targets`` targets in total.
 
     Args:
-        n_targets: how many characters are to be predicted; all but the last window are full.
+        n_targets: number of characters to predict; all windows but the last are full.
         block_size: characters in a full window, T.
-        high: without it the windows are consecutive, from 0; with it, as many windows are
-            spread evenly over the offsets [0, high].
+        high: None for consecutive windows from offset 0; otherwise they are evenly spaced over the
+            offsets [0, high].
     """
-    full, rest = divmod(n_targets, block_size)
-    starts = torch.arange(full + (rest > 0)) * block_size
+    n_full, remainder = divmod(n_targets, block_size)
+    offsets = torch.arange(n_full + (remainder > 0)) * block_size
     if high is not None:
-        starts = torch.arange(len(starts)) * high // max(len(starts) - 1, 1)
+        offsets = torch.arange(len(offsets)) * high // max(len(offsets) - 1, 1)
     per_batch = max(EVALUATION_CHARACTERS // block_size, 1)
-    batches = [Windows(offsets, block_size) for offsets in starts[:full].split(per_batch)]
-    batches = [batch for batch in batches if len(batch.offsets)]
-    return batches + ([Windows(starts[full:], rest)] if rest else [])
+    batches = [Windows(part, block_size) for part in offsets[:n_full].split(per_batch) if len(part)]
+    return batches + ([Windows(offsets[n_full:], remainder)] if remainder else [])
 
 
 def gather(ids: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
-    """Cut windows out of a split, on the device that holds it.
+    """Gather windows from a split, (N,), on its device.
 
-    Returns: inputs and targets, each (B, T) int64, the targets one character further on.
+    Returns:
+        Inputs and targets, (B, T) int64 each; the targets are one character later.
     """
-    cut = ids.unfold(0, windows.length + 1, 1)[windows.offsets].long()  # (B, T + 1)
-    return cut[:, :-1], cut[:, 1:]
+    windowed = ids.unfold(0, windows.length + 1, 1)[windows.offsets].long()  # (B, T + 1)
+    return windowed[:, :-1], windowed[:, 1:]

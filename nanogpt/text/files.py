@@ -1,4 +1,4 @@
-"""Text files of the user's own: read and decoded, or refused in one line."""
+"""Read and decode the user's text files, with one-line errors."""
 
 import sys
 from pathlib import Path
@@ -6,66 +6,66 @@ from pathlib import Path
 from nanogpt.errors import UserError
 
 
-def read_file(path: str, what: str, takes: str) -> bytes:
+def read_file(path: str, name: str, hint: str) -> bytes:
     """Return the bytes of a file.
 
     Args:
-        path: of a regular file: a FIFO or a device could be read for ever.
-        what: it is, for a mistake's message, such as ``the corpus``.
-        takes: the option that names it, and what that takes.
+        path: of a regular file; reading a FIFO or a device might never end.
+        name: what to call the file in an error message, such as ``the corpus``.
+        hint: the end of the error message: the option to pass and the values it takes.
 
     Raises:
-        UserError: if there is no such file, or it cannot be read.
+        UserError: if there is no such file or it cannot be read.
     """
     try:
         if not Path(path).is_file():
             state = "is not a file" if Path(path).exists() else "does not exist"
-            raise UserError(f"{what} {path!r} {state}; {takes}")
+            raise UserError(f"{name} {path!r} {state}; {hint}")
         return Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{what} {path!r} cannot be read: {error.strerror}") from error
+        raise UserError(f"{name} {path!r} cannot be read: {error.strerror}") from error
 
 
-def decode_text(raw: bytes, encoding: str, what: str, option: str) -> str:
-    r"""Decode the bytes of a user's text.
+def decode_text(raw: bytes, encoding: str, name: str, option: str) -> str:
+    r"""Decode the bytes of a text.
 
-    A byte order mark is dropped, and Windows' line ends become ``\n``, as Python reads text.
+    Removes a byte order mark and converts line endings to ``\n``. Error messages contain ``name``,
+    the text's, and ``option``, which sets the encoding.
 
     Raises:
-        UserError: if there is no text in it, or it is not in that encoding; it says ``what`` is
-            wrong and names the ``option`` that sets the encoding.
+        UserError: if the text is empty or not in that encoding, or the encoding is unknown.
     """
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
-        place = len(raw) - len(error.object) + error.start  # utf-8-sig leaves the mark out
+        position = len(raw) - len(error.object) + error.start  # utf-8-sig does not count the mark
         raise UserError(
-            f"{what} is not {encoding}: byte {place} is 0x{raw[place]:02x} ({error.reason}); "
-            f"name its encoding with {option}"
+            f"{name} is not {encoding}: byte {position} is 0x{raw[position]:02x} ({error.reason}); "
+            f"pass its encoding with {option}"
         ) from error
     except (LookupError, ValueError) as error:
-        raise UserError(f"no encoding {encoding!r}; try utf-8, latin-1 or utf-16") from error
+        raise UserError(f"unknown encoding {encoding!r}; try utf-8, latin-1 or utf-16") from error
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if not text:
-        raise UserError(f"{what} is empty; give one with some text in it")
+        raise UserError(f"{name} is empty; pass a file that contains text")
     return text
 
 
-def read_text(path: str, encoding: str, what: str, option: str) -> tuple[str, str]:
-    """Return the name and the text of a file, ``-`` being standard input.
+def read_text(path: str, encoding: str, name: str, option: str) -> tuple[str, str]:
+    """Return the name and the text of a file, or of standard input for ``-``.
 
     Args:
         path: of the file.
         encoding: of its text.
-        what: it is, for a mistake's message, such as ``the prompt``.
-        option: that names it.
+        name: what to call the text in an error message, such as ``the prompt``.
+        option: the option that takes the path.
 
     Raises:
         UserError: if there is no such file, it is empty, or it is not text in that encoding.
     """
-    name = "standard input" if path == "-" else path
     if path == "-":
-        raw = sys.stdin.buffer.read()
+        path_name, raw = "standard input", sys.stdin.buffer.read()
     else:
-        raw = read_file(path, what, f"{option} takes the path of a text file, or - for stdin")
-    return name, decode_text(raw, encoding, f"{what} {name!r}", "--encoding")
+        hint = f"{option} takes the path of a text file, or - for standard input"
+        path_name, raw = path, read_file(path, name, hint)
+    return path_name, decode_text(raw, encoding, f"{name} {path_name!r}", "--encoding")

@@ -1,4 +1,4 @@
-"""Characters to ids and back. A vocabulary is a plain string of distinct characters."""
+"""Characters to ids and back. A vocabulary is a string of distinct characters."""
 
 from typing import Literal
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 from nanogpt.errors import UserError
 
-OnUnknown = Literal["error", "skip"]  # what to do with a character that is not in a vocabulary
+OnUnknown = Literal["error", "skip"]  # how to treat a character outside the vocabulary
 
 
 class Tokenizer:
-    """Maps each character of a vocabulary to its place in it.
+    """Map characters to their indices in a vocabulary.
 
     Args:
-        vocabulary: the characters, each once; the id of a character is its index.
+        vocabulary: distinct characters; the id of a character is its index.
 
     Raises:
         UserError: if the vocabulary is empty or repeats a character.
@@ -24,45 +24,47 @@ class Tokenizer:
         codepoints = _codepoints(vocabulary)
         if len(codepoints) == 0 or len(set(vocabulary)) < len(vocabulary):
             raise UserError(f"a vocabulary is one or more distinct characters, not {vocabulary!r}")
-        self.vocabulary, self._known = vocabulary, frozenset(vocabulary)
+        self.vocabulary, self._characters = vocabulary, frozenset(vocabulary)
         self._codepoints = codepoints  # (V)
-        self._ids = torch.full((int(codepoints.max()) + 2,), -1)  # the last stands for all above
+        self._ids = torch.full((int(codepoints.max()) + 2,), -1)  # the last entry: all above
         self._ids[codepoints] = torch.arange(len(codepoints))
         self.dtype = torch.uint8 if len(vocabulary) <= 256 else torch.int32
 
     @classmethod
-    def of(cls, text: str) -> "Tokenizer":
-        """Make the tokenizer of a text: its distinct characters, in the order of Unicode."""
+    def from_text(cls, text: str) -> "Tokenizer":
+        """Return the tokenizer of a text's distinct characters, in Unicode order."""
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str) -> Tensor:
-        """Return the ids of a text, shape (len(text),), in the smallest of uint8 and int32.
+        """Return the ids of a text, (len(text),), as uint8 if they fit, else int32.
 
         Raises:
-            UserError: at the first character that is not in the vocabulary, naming its place.
+            UserError: if a character is not in the vocabulary; names the first and its position.
         """
         ids = self._ids[_codepoints(text).clamp(max=len(self._ids) - 1)]
         if bool((ids < 0).any()):
-            place = int((ids < 0).nonzero()[0, 0])
+            position = int((ids < 0).nonzero()[0, 0])
             more = "…" if len(self.vocabulary) > 100 else ""
             raise UserError(
-                f"the character {text[place]!r} at position {place} is not in the vocabulary of "
-                f"{len(self.vocabulary)} characters: {self.vocabulary[:100]!r}{more}"
+                f"the character {text[position]!r} at position {position} is not in the vocabulary "
+                f"of {len(self.vocabulary)} characters: {self.vocabulary[:100]!r}{more}"
             )
         return ids.to(self.dtype)
 
-    def known(self, text: str, on_unknown: OnUnknown) -> str:
+    def drop_unknown(self, text: str, on_unknown: OnUnknown) -> str:
         """Return a text without the characters that are not in the vocabulary.
 
         Raises:
-            UserError: at the first of them, if ``on_unknown`` is ``error``.
+            UserError: if there are any and ``on_unknown`` is ``error``.
         """
-        kept = "".join(character for character in text if character in self._known)
+        kept = "".join(character for character in text if character in self._characters)
         if len(kept) < len(text) and on_unknown == "error":
             try:
                 self.encode(text)
             except UserError as error:
-                raise UserError(f"{error}; --on_unknown skip leaves such characters out") from error
+                raise UserError(
+                    f"{error}; pass --on_unknown skip to drop such characters"
+                ) from error
         return kept
 
     def decode(self, ids: Tensor) -> str:

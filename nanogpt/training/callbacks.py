@@ -1,4 +1,4 @@
-"""What a run records and leaves: its evaluations, its curves and its checkpoints."""
+"""The callback that records a run: evaluations, curves, samples, checkpoints and random state."""
 
 import math
 import time
@@ -15,20 +15,19 @@ from torch import Tensor
 from nanogpt.atomic import sweep, write_atomically
 from nanogpt.errors import UserError
 from nanogpt.generation.generate import sample_text
-from nanogpt.insight.reference import Losses, best
+from nanogpt.insight.reference import Losses, best_losses
 from nanogpt.models import count_parameters
 from nanogpt.notices import notice
 from nanogpt.text.tokenizer import Tokenizer
 from nanogpt.training import resume
-from nanogpt.training.checkpoints import Keeper, stop
+from nanogpt.training.checkpoint_saver import CheckpointSaver, stop_run
 from nanogpt.training.datamodule import CharDataModule
-from nanogpt.training.non_finite_guard import ADVICE, kept
+from nanogpt.training.graceful_stop import GracefulStop
 from nanogpt.training.lightning_module import LanguageModel
-from nanogpt.training.console import introduce
-from nanogpt.training.graceful_stop import Signals
+from nanogpt.training.non_finite_guard import ADVICE, last_checkpoint
 
 SAMPLE_CHARACTERS = 200  # at each evaluation
-# TensorBoard draws them for every run that is chosen: the reference's curve is such a run
+# regular expressions of tags, for TensorBoard's custom scalars
 CHARTS = {
     "loss": {
         "train and val": ["Multiline", ["loss/train", "loss/val"]],
@@ -38,210 +37,213 @@ CHARTS = {
 }
 
 
-class Recorder(Callback):
-    """Prints every evaluation, and records the run: its settings, curves, samples and state.
+class RunRecorder(Callback):
+    """Prints the evaluations and records settings, curves, samples and state of a run.
 
-    Step 0 is Lightning's sanity check over the whole of both loaders, and so is an evaluation
-    that a resumed run still owes; after the last step the trainer is told to stop, on which it
-    evaluates once more if that step had no evaluation. One callback does all, since Lightning
-    calls each one many times a step.
+    The evaluation of step 0, and one that is due when a run resumes, are Lightning's sanity check
+    over the whole of both loaders. After the last step the trainer is told to stop, and then
+    evaluates unless that step was evaluated. This is one callback because Lightning calls each
+    callback many times a step.
 
     Args:
-        save_config: writes the whole configuration to a path, once data and model are sound.
-        introduce: says what is about to be trained.
-        keeper: of the checkpoints, if any are to be kept.
-        continues: whether the folder holds the run's earlier part.
+        save_config: writes the whole config to a path, after the model and the data are built.
+        print_header: prints the lines before training.
+        saver: of checkpoints; None to save none.
+        same_folder: whether the run resumes in the folder of its earlier part.
     """
 
     def __init__(
         self,
         save_config: Callable[[Path], object],
-        introduce: Callable[[L.Trainer, LanguageModel, CharDataModule], None] = introduce,
-        keeper: Keeper | None = None,
-        continues: bool = False,
+        print_header: Callable[[L.Trainer, LanguageModel, CharDataModule], None],
+        saver: CheckpointSaver | None = None,
+        same_folder: bool = False,
     ) -> None:
-        self.save_config, self.introduce = save_config, introduce
-        self.keeper, self.continues = keeper, continues
-        self.signals = Signals()
+        self.save_config, self.print_header = save_config, print_header
+        self.saver, self.same_folder = saver, same_folder
+        self.graceful_stop = GracefulStop()
         self.history: list[Losses] = []
-        self.random: dict[str, Tensor] = {}  # the generators' state when the last step was done
-        self.logged: dict[str, float] = {}  # of that step
-        self.clock: float | None = None
-        self.step = 0  # when the clock was started
-        self.begun = self.earlier = 0.0  # when the fit began; seconds that earlier ones took
-        self.first_step = self.done = 0  # where the fit began, and how many steps are done
+        self.random_state: dict[str, Tensor] = {}  # after the last completed step
+        self.logged: dict[str, float] = {}  # the last metrics of a batch
+        self.timer_start: float | None = None
+        self.timer_step = 0
+        self.fit_start = self.earlier_seconds = 0.0  # of this fit; of the earlier ones
+        self.first_step = self.last_step = 0  # where this fit started; the last completed step
 
     @property
     def seconds(self) -> float:
-        """How long all fits of this run have taken, in all."""
-        return self.earlier + time.monotonic() - self.begun
+        """The duration of all fits of this run."""
+        return self.earlier_seconds + time.monotonic() - self.fit_start
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Introduce the run; record the configuration, and what is really trained on."""
+        """Print the header, and record the config and the hyperparameters."""
         assert isinstance(pl_module, LanguageModel)
-        self.begun, self.first_step = time.monotonic(), trainer.global_step
-        self.done = self.first_step
+        self.fit_start = time.monotonic()
+        self.first_step = self.last_step = trainer.global_step
         data: CharDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        self.introduce(trainer, pl_module, data)
+        self.print_header(trainer, pl_module, data)
         if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
             return
-        settings = {**pl_module.hparams, **data.hparams}
-        settings |= {f"corpus_{name}": value for name, value in data.state_dict().items()}
-        settings |= {"precision": trainer.precision, "parameters": count_parameters(pl_module.net)}
-        plain = {k: v if isinstance(v, int | float) else str(v) for k, v in settings.items()}
+        hparams = {**pl_module.hparams, **data.hparams}
+        hparams |= {f"corpus_{name}": value for name, value in data.state_dict().items()}
+        hparams |= {"precision": trainer.precision, "parameters": count_parameters(pl_module.net)}
+        plain = {k: v if isinstance(v, int | float) else str(v) for k, v in hparams.items()}
         trainer.logger.log_hyperparams(plain)
-        if not self.continues:
+        if not self.same_folder:
             trainer.logger.experiment.add_custom_scalars(CHARTS)
         folder = Path(trainer.logger.log_dir)
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
         self.save_config(folder / "config.yaml")
-        written = yaml.safe_dump(plain, allow_unicode=True)
-        write_atomically(folder / "hparams.yaml", written.encode())
+        content = yaml.safe_dump(plain, allow_unicode=True)
+        write_atomically(folder / "hparams.yaml", content.encode())
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the run up where a checkpoint left it, before Lightning takes up the rest."""
-        checkpoint.pop("loops", None)  # of a requeued SLURM job, or an older version
-        resume.set_position(trainer, checkpoint["global_step"])
-        resume.use_settings(trainer, pl_module.hparams, checkpoint)
+        """Restore the state of the run, before Lightning restores the optimizer."""
+        checkpoint.pop("loops", None)  # saved by Lightning when it requeues a SLURM job
+        resume.set_loop_counters(trainer, checkpoint["global_step"])
+        resume.override_optimizer_settings(checkpoint, trainer, pl_module.hparams)
         interval = int(trainer.val_check_interval) // trainer.accumulate_grad_batches
-        owed = resume.is_owed(checkpoint, interval, trainer.max_steps)
-        trainer.num_sanity_val_steps = math.inf if owed else 0
-        if saved := checkpoint.get(resume.KEY):
+        due = resume.evaluation_due(checkpoint, interval, trainer.max_steps)
+        trainer.num_sanity_val_steps = math.inf if due else 0
+        if saved := checkpoint.get(resume.RUN_STATE_KEY):
             self.history = [Losses(*losses) for losses in saved["history"]]
-            self.random, self.logged = saved["random"], saved["logged"]
-            self.earlier = saved["seconds"]
+            self.random_state, self.logged = saved["random_state"], saved["logged"]
+            self.earlier_seconds = saved["seconds"]
         else:
-            notice("an older checkpoint, without the curve so far and the state of chance")
+            notice(
+                "the checkpoint has no evaluations and no random state, as one that was not saved "
+                "by `fit`: the resumed run is not bit-exact"
+            )
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what a run needs to go on as if it had not been interrupted."""
-        del checkpoint["loops"]  # resume.py works it out
-        checkpoint["callbacks"].pop("Timer", None)  # a time limit is that of one command
-        if trainer.global_step != self.done:  # a SLURM job is saved at any moment
-            self.random = resume.random_state(trainer.strategy.root_device)
-        checkpoint[resume.KEY] = {
+        """Add the state of the run, for a bit-exact resume."""
+        del checkpoint["loops"]  # computed by resume.py
+        checkpoint["callbacks"].pop("Timer", None)  # --trainer.max_time limits one command
+        if trainer.global_step != self.last_step:  # a SLURM job may be saved within a step
+            self.random_state = resume.get_random_state(trainer.strategy.root_device)
+        checkpoint[resume.RUN_STATE_KEY] = {
             "history": [[losses.step, losses.train, losses.val] for losses in self.history],
-            "random": self.random,
+            "random_state": self.random_state,
             "logged": self.logged,
             "seconds": self.seconds,
         }
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make an evaluation that is owed one like any other."""
-        self._listen(trainer)
+        """Let an evaluation that is due when a run resumes be a normal one."""
+        self._install_handlers(trainer)
         if trainer.global_step:
             trainer.validating = True
-            if self.continues and self.logged and trainer.logger is not None:
-                trainer.logger.log_metrics(self.logged, trainer.global_step)  # forgotten with it
+            if self.same_folder and self.logged and trainer.logger is not None:
+                # TensorBoard has discarded the events of this step
+                trainer.logger.log_metrics(self.logged, trainer.global_step)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put chance where it was; from now on, stop in an orderly way."""
-        self._listen(trainer)
+        """Restore the random state and install the signal handlers."""
+        self._install_handlers(trainer)
         device = trainer.strategy.root_device
-        if self.random:
-            resume.set_random_state(self.random, device)
-        self.random = self.random or resume.random_state(device)
+        if self.random_state:
+            resume.set_random_state(self.random_state, device)
+        self.random_state = self.random_state or resume.get_random_state(device)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any
     ) -> None:
-        """Once a step is done: log it if that is due, and stop if that is asked for."""
+        """After each optimizer step, log the batch if that is due, and stop if requested."""
         step = trainer.global_step
-        if step == self.done:
-            return  # gradients accumulate
-        self.done, self.random = step, resume.random_state(trainer.strategy.root_device)
+        if step == self.last_step:
+            return  # gradient accumulation
+        self.last_step = step
+        self.random_state = resume.get_random_state(trainer.strategy.root_device)
         if step == trainer.max_steps:
-            trainer.should_stop = True  # and evaluate
+            trainer.should_stop = True  # after an evaluation
         if step % trainer.log_every_n_steps == 0 and trainer.logger is not None:  # type: ignore[attr-defined]
             self._log_batch(trainer, pl_module, outputs["loss"])
-        elif self.clock is None:  # evaluating and saving took their time: training goes on now
-            self.clock, self.step = time.perf_counter(), step
-        if self.signals.received:
-            self._stop(trainer)
+        elif self.timer_start is None:  # the first step after an evaluation
+            self.timer_start, self.timer_step = time.perf_counter(), step
+        self._stop_if_requested(trainer)
 
     def _log_batch(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         assert isinstance(pl_module, LanguageModel)
         assert trainer.logger is not None
         step, data = trainer.global_step, pl_module.trainer.datamodule  # type: ignore[attr-defined]
         metrics = {
-            # on a GPU .item() waits, so that the clock is right
+            # .item() waits for a GPU, so that the time below is right
             "loss/batch": loss.item() * trainer.accumulate_grad_batches,
             "learning_rate": trainer.optimizers[0].param_groups[-1]["lr"],
         }
-        pl_module.watch.check(pl_module)
+        pl_module.guard.check(pl_module)
         now = time.perf_counter()
-        if self.clock is not None:
-            characters = (step - self.step) * data.batch_size * data.block_size
-            metrics["characters_per_second"] = characters / (now - self.clock)
+        if self.timer_start is not None:
+            characters = (step - self.timer_step) * data.batch_size * data.block_size
+            metrics["characters_per_second"] = characters / (now - self.timer_start)
         trainer.logger.log_metrics(metrics, step)
-        self.clock, self.step, self.logged = now, step, metrics
+        self.timer_start, self.timer_step, self.logged = now, step, metrics
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Stop amid an evaluation if that is asked for: it will be owed."""
-        if self.signals.received:
-            self._stop(trainer)
+        """Abort the evaluation if a stop is requested; it will be due when the run resumes."""
+        self._stop_if_requested(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the losses, log them and a sample, and keep the step."""
+        """Print and log the losses, log a sample, and save the step."""
         assert isinstance(pl_module, LanguageModel)
         step, metrics = trainer.global_step, dict(pl_module.evaluation)
         if self.history and self.history[-1].step == step:
-            return  # told to stop while gradients accumulated
+            return  # evaluated already: the run was told to stop between two micro-batches
         losses = Losses(step, metrics["loss/train"], metrics["loss/val"])
-        pl_module.watch.check(pl_module)
+        pl_module.guard.check(pl_module)
         if not math.isfinite(losses.val):
             raise UserError(
-                f"the val loss is {losses.val} at step {step}: the run has diverged; {ADVICE}; "
-                f"{kept(trainer)}"
+                f"the val loss is {losses.val} at step {step}, training has diverged: {ADVICE}; "
+                f"{last_checkpoint(trainer)}"
             )
         self.history.append(losses)
         pl_module.print(f"step {step}: train loss {losses.train:.4f}, val loss {losses.val:.4f}")
-        self.clock = None
+        self.timer_start = None
         if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
             self._log_evaluation(trainer.logger, pl_module, metrics)
-        if self.keeper:
-            self.keeper.keep(trainer, best(self.history).step == step)
-        if self.signals.received and step != trainer.max_steps:
-            self._stop(trainer)
+        if self.saver:
+            self.saver.save(trainer, best_losses(self.history).step == step)
+        if step != trainer.max_steps:
+            self._stop_if_requested(trainer)
 
     def _log_evaluation(
         self, logger: TensorBoardLogger, model: LanguageModel, metrics: dict[str, float]
     ) -> None:
         step, data = self.history[-1].step, model.trainer.datamodule  # type: ignore[attr-defined]
-        metrics["loss/best_val"] = best(self.history).val
+        metrics["loss/best_val"] = best_losses(self.history).val
         for ngram in data.ngrams:
             metrics[f"ngrams/{ngram.name}_entropy"] = ngram.entropy
             metrics[f"ngrams/{ngram.name}_held_out"] = ngram.held_out
-        if len(self.history) == 1:  # the hyperparameters, and the losses to sort runs by
-            shown = {name: metrics.pop(name) for name in ("loss/val", "loss/best_val")}
-            logger.log_hyperparams(logger.hparams, shown, step=step)
+        if len(self.history) == 1:  # with the hyperparameters: the columns to sort runs by
+            sortable = {name: metrics.pop(name) for name in ("loss/val", "loss/best_val")}
+            logger.log_hyperparams(logger.hparams, sortable, step=step)
         logger.log_metrics(metrics, step)
         tokenizer = Tokenizer(model.hparams["vocabulary"])
         sample = sample_text(model.net, tokenizer, SAMPLE_CHARACTERS, seed=step)
-        indented = "\n".join("    " + line for line in sample.split("\n"))  # Markdown's code block
+        indented = "\n".join("    " + line for line in sample.split("\n"))  # Markdown code block
         logger.experiment.add_text("sample", indented, step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the last step, also of a run that never evaluates."""
-        if self.keeper:
-            self.keeper.keep(trainer)
+        """Save the last step, also if it was not evaluated."""
+        if self.saver:
+            self.saver.save(trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Say, after a Ctrl-C that would not wait, what is left."""
+        """After a second Ctrl-C, name the last checkpoint."""
         if isinstance(exception, KeyboardInterrupt):
-            notice(f"Ctrl-C at step {trainer.global_step}; {kept(trainer)}")
+            notice(f"Ctrl-C at step {trainer.global_step}; {last_checkpoint(trainer)}")
 
-    def _listen(self, trainer: L.Trainer) -> None:
-        if trainer.world_size == 1:  # else Lightning stops all processes together
-            self.signals.listen()
+    def _install_handlers(self, trainer: L.Trainer) -> None:
+        if trainer.world_size == 1:  # otherwise Lightning stops all processes together
+            self.graceful_stop.install_handlers()
 
-    def _stop(self, trainer: L.Trainer) -> None:
-        assert self.signals.received is not None
-        stop(trainer, self.keeper, self.signals.received)
+    def _stop_if_requested(self, trainer: L.Trainer) -> None:
+        if self.graceful_stop.requested_by is not None:
+            stop_run(trainer, self.saver, self.graceful_stop.requested_by)

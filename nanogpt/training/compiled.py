@@ -1,17 +1,16 @@
-"""The training loss, compiled: a few large kernels instead of many small ones.
+"""The training loss under ``torch.compile``: a few large kernels instead of many small ones.
 
-A step of a small model is some hundred kernels, and takes as long as Python takes to start them.
-PyTorch's compiler joins them (inductor); on a GPU they are recorded too, as CUDA graphs, and then
-started all at once. What a user has to know:
+A step of a small model is a few hundred kernels, and Python takes as long to launch them as they
+take to run. The compiler (inductor) fuses them; on a GPU they are also recorded as CUDA graphs and
+launched at once.
 
-- The network itself stays as it is, for evaluations, samples and checkpoints; only the training
-  step goes through the compiled function.
-- CUDA graphs write gradients to the same place each time, which gradients that accumulate, or
-  that several devices share, would not survive: those runs are compiled without graphs.
-- Compiled dropout and noise on a GPU draw other numbers than uncompiled ones, from the same
-  generator: its state is saved and restored as it is without.
+- Only the training step is compiled. Evaluations, samples and checkpoints use the plain network.
+- CUDA graphs write gradients to fixed addresses, which is incompatible with gradient accumulation
+  and with several devices: such runs are compiled without graphs.
+- Compiled dropout and token noise draw other random numbers on a GPU than uncompiled ones, from the
+  same generator, so that saving and restoring its state works as without compilation.
 
-On a GPU none of this has ever run.
+This has never run on a GPU.
 """
 
 import warnings
@@ -23,88 +22,83 @@ from torch import Tensor, nn
 
 from nanogpt.notices import notice
 from nanogpt.training.lightning_module import LanguageModel, Loss
-from nanogpt.training.resume import random_state, set_random_state
+from nanogpt.training.resume import get_random_state, set_random_state
 
 Choice = bool | Literal["auto"]
 
-WORTH_IT_FROM = 1000  # steps: a guess; a shorter run may be over before compiling is repaid
-REHEARSALS = 3  # of a step: CUDA graphs warm up, then record, then replay
+MIN_AUTO_STEPS = 1000  # a guess: shorter runs may not win back the time of compilation
+TRIAL_RUNS = 3  # CUDA graphs warm up, then record, then replay
 
 
 def compiled_loss(loss: Loss, choice: Choice, model: LanguageModel, trainer: L.Trainer) -> Loss:
-    """Return how a run computes its training loss: compiled, or as it is.
+    """Return the training loss, compiled if that is chosen.
 
     Args:
-        loss: what it computes.
-        choice: true, false, or ``auto``: on CUDA, but not for a model too small (the bigram and
-            the rungs) or a run too short to repay it.
-        model: what is trained.
-        trainer: which says where, and for how many steps.
+        loss: the training loss.
+        choice: true, false, or ``auto``: on CUDA, unless the model is too small (bigram and ladder)
+            or the run too short.
+        model: the model to train.
+        trainer: its trainer.
     """
     on_cuda = trainer.strategy.root_device.type == "cuda"
     if choice == "auto":
-        long = not 0 <= trainer.max_steps < WORTH_IT_FROM
-        large = model.hparams["architecture"] in ("gpt", "modern", "shifted")
+        long = not 0 <= trainer.max_steps < MIN_AUTO_STEPS
+        large = model.hparams["architecture"] not in ("bigram", "ablated_gpt")
         choice = on_cuda and long and large
     if not choice:
         return loss
-    alone = trainer.accumulate_grad_batches == 1 and trainer.world_size == 1
-    return CompiledLoss(loss, graphs=on_cuda and alone)
+    one_batch_a_step = trainer.accumulate_grad_batches == 1 and trainer.world_size == 1
+    return CompiledLoss(loss, graphs=on_cuda and one_batch_a_step)
 
 
 class CompiledLoss:
-    """Computes the loss of a batch by a compiled function, or as it is where that cannot be.
+    """A loss that is compiled at the first batch, or stays uncompiled if that fails.
 
-    Before the first batch it is rehearsed, forward and backward, with nothing kept: whatever is
-    missing (Triton, a C++ compiler, support of an operator) shows itself there. Then one line says
-    so and the run goes on as if it had never been compiled.
+    The compiled function is first run on trial, forward and backward, without effect on the run.
+    If anything is missing (Triton, a C++ compiler, support of an operator), a notice says so and
+    the run is bit-identical to an uncompiled one.
 
     Args:
-        loss: of a network, ids (B, T) and targets (B, T); all batches have the same shape.
-        graphs: whether to record CUDA graphs. Then the result holds until the next call.
+        loss: function of a network, ids (B, T) and targets (B, T), which are always of one shape.
+        graphs: whether to record CUDA graphs. The result is then valid until the next call.
     """
 
     def __init__(self, loss: Loss, graphs: bool) -> None:
         self.loss, self.graphs = loss, graphs
         self.run: Loss | None = None
 
-    @property
-    def works(self) -> bool:
-        """Whether compiling has not failed."""
-        return self.run is not self.loss
-
     def __call__(self, net: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch."""
         if self.run is None:
-            chance = random_state(ids.device)
+            random_state = get_random_state(ids.device)
             try:
-                self.run = self._rehearsed(net, ids, targets)
+                self.run = self._compile(net, ids, targets)
             except Exception as error:  # the compiler has hundreds of ways to fail
-                torch.compiler.reset()  # which leaves its memory
-                notice(f"training goes on uncompiled, since compiling failed: {reason(error)}")
+                torch.compiler.reset()  # frees its memory
+                notice(f"torch.compile failed, training continues uncompiled: {reason(error)}")
                 self.run, self.graphs = self.loss, False
             finally:
-                set_random_state(chance, ids.device)
+                set_random_state(random_state, ids.device)
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()
         return self.run(net, ids, targets)
 
-    def _rehearsed(self, net: nn.Module, ids: Tensor, targets: Tensor) -> Loss:
+    def _compile(self, net: nn.Module, ids: Tensor, targets: Tensor) -> Loss:
         mode = "reduce-overhead" if self.graphs else "default"
         weights = [weight for weight in net.parameters() if weight.requires_grad]
         with warnings.catch_warnings(action="ignore"):
             run: Loss = torch.compile(self.loss, mode=mode, dynamic=False)
-            for _ in range(REHEARSALS):
+            for _ in range(TRIAL_RUNS):
                 if self.graphs:
                     torch.compiler.cudagraph_mark_step_begin()
                 torch.autograd.grad(run(net, ids, targets), weights, allow_unused=True)
             if ids.device.type == "cuda":
-                torch.cuda.synchronize()  # where a kernel failed, it shows here
+                torch.cuda.synchronize()  # errors of asynchronous kernels surface here
         return run
 
 
 def reason(error: BaseException) -> str:
-    """Say in a few words what an error of the compiler is about."""
-    error = getattr(error, "inner_exception", None) or error  # what the backend raised
+    """Summarize an error of the compiler in at most 200 characters."""
+    error = getattr(error, "inner_exception", None) or error  # the backend's error
     first, *_ = [*str(error).strip().splitlines(), ""]
     return f"{type(error).__name__}: {first}"[:200]

@@ -1,131 +1,144 @@
-"""What ``fit`` and ``validate`` say: before they train, and at their end."""
+"""The output of ``fit`` and ``validate`` on the terminal, before training and at the end."""
 
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from nanogpt.generation.checkpoint import Checkpoint
 from nanogpt.generation.generate import sample_text
-from nanogpt import kernels
-from nanogpt.generation.checkpoint import read_checkpoint
-from nanogpt.insight.reference import Losses, best, comparison, expected
+from nanogpt.insight.reference import Losses, best_losses, comparison_table, reference_curve
 from nanogpt.models import count_parameters
-from nanogpt.runs import LOGS, Run
+from nanogpt.notices import program
+from nanogpt.runs import LOGS
 from nanogpt.text import corpora
 from nanogpt.training.datamodule import CharDataModule
-from nanogpt.training.machine import use_few_threads
+from nanogpt.training.hardware_settings import limit_threads
 from nanogpt.training.lightning_module import LanguageModel
 
 SAMPLE_CHARACTERS = 500
-LONG_ON_A_CPU = 2e14  # FLOP of training that a CPU takes more than ten minutes or so for
+LONG_ON_CPU = 2e14  # FLOP of a training that takes a CPU more than about ten minutes
 
 
-def stand_in_warning(corpus: corpora.Corpus) -> None:
-    """Say, so that nobody can miss it, that another text than the one asked for is used."""
+def warn_about_replaced_corpus(corpus: corpora.Corpus) -> None:
+    """Print a conspicuous warning that another corpus replaces the requested one."""
     rule = "!" * 100
     print(
         f"{rule}\n"
-        f"!  {corpus.stands_in_for} is neither on this machine nor to be downloaded: "
+        f"!  {corpus.stands_in_for} is not on this machine and could not be downloaded: "
         f"{corpus.failure}.\n"
-        f"!  The built-in {corpus.name} stands in for it: losses do not compare with those of "
-        "other work.\n"
-        f"!  For the real text get {corpora.URL}\n"
-        f"!  and put it at {Path('data') / corpora.FILE}.\n"
+        f"!  The built-in {corpus.name} replaces it, so losses do not compare with those of other "
+        "work.\n"
+        f"!  To train on the real text, download {corpora.URL}\n"
+        f"!  and save it as {Path('data') / corpora.FILE}.\n"
         f"{rule}",
         file=sys.stderr,
         flush=True,
     )
 
 
-def introduce(trainer: L.Trainer, model: LanguageModel, data: CharDataModule) -> None:
-    """Print the corpus, the size of the model, where it runs and, if that is long, for how long."""
+def print_header(trainer: L.Trainer, model: LanguageModel, data: CharDataModule) -> None:
+    """Print corpus, model size, device and run folder, and the duration if that is long.
+
+    On a CPU this also sets the number of threads.
+    """
     if data.corpus.stands_in_for and trainer.is_global_zero:
-        stand_in_warning(data.corpus)
+        warn_about_replaced_corpus(data.corpus)
     n_train, n_val = len(data.splits["train"]), len(data.splits["val"])
     model.print(
         f"corpus {data.corpus.name}: {n_train + n_val:,} characters, "
-        f"{len(data.tokenizer.vocabulary)} distinct; {n_train:,} to train on, {n_val:,} to "
-        "validate"
+        f"{len(data.tokenizer.vocabulary)} distinct; {n_train:,} train, {n_val:,} val"
     )
     n_parameters = count_parameters(model.net)
     model.print(f"{n_parameters / 1e6} M parameters")
     device = trainer.strategy.root_device
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     folder = f", in {Path(trainer.log_dir)}" if trainer.logger and trainer.log_dir else ""
-    begun = f", from step {trainer.global_step} on" if trainer.global_step else ""
-    model.print(f"training on {where} in {trainer.precision}{folder}{begun}")
+    resumed = f", resumed at step {trainer.global_step}" if trainer.global_step else ""
+    model.print(f"training on {name} in {trainer.precision}{folder}{resumed}")
     if device.type != "cpu":
         return
     flop_per_step = 6 * n_parameters * data.batch_size * data.block_size
-    use_few_threads(flop_per_step)
+    limit_threads(flop_per_step)
     steps = trainer.max_steps - trainer.global_step
-    if flop_per_step * steps > LONG_ON_A_CPU:
-        hours = seconds_per_step(trainer, model, data) * steps / 3600
+    if flop_per_step * steps > LONG_ON_CPU:
+        hours = measure_step(trainer, model, data) * steps / 3600
         model.print(
-            f"this will take about {hours:.1f} hours on this CPU; configs/quickstart.yaml "
-            "trains a smaller model in three minutes"
+            f"this will take about {hours:.1f} hours on this CPU; --config quickstart trains a "
+            "smaller model in minutes"
         )
 
 
-def seconds_per_step(trainer: L.Trainer, model: LanguageModel, data: CharDataModule) -> float:
-    """Measure a training step on a sixteenth of a batch; leaves random state as it was."""
+def measure_step(trainer: L.Trainer, model: LanguageModel, data: CharDataModule) -> float:
+    """Return the seconds of a training step, measured on 1/16 of a batch.
+
+    The random state is preserved.
+    """
     windows = max(data.batch_size // 16, 1)
     ids = torch.zeros(windows, data.block_size, dtype=torch.long)
     seconds = math.inf
     with isolate_rng(), trainer.precision_plugin.train_step_context():
-        for _ in range(3):  # the first touches fresh memory; the fastest is the least disturbed
-            begin = time.perf_counter()
+        for _ in range(3):  # the first step also allocates memory
+            start = time.perf_counter()
             model.training_step((ids, ids), 0).backward()
-            seconds = min(seconds, time.perf_counter() - begin)
+            seconds = min(seconds, time.perf_counter() - start)
     model.zero_grad()
     return seconds * data.batch_size / windows
 
 
-def after_fit(
-    trainer: L.Trainer, data: CharDataModule, history: list[Losses], reference: str | None
+def print_result(
+    data: CharDataModule,
+    history: Sequence[Losses],
+    reference: str | None,
+    checkpoint: Checkpoint | None,
 ) -> None:
-    """Print the best evaluation, the comparison, a sample, and where everything is."""
-    if not trainer.is_global_zero:
-        return
+    """Print the best val loss, the comparison with the reference, a sample and the run's files.
+
+    Args:
+        data: of the run.
+        history: the evaluations.
+        reference: name of the reference curve to compare with.
+        checkpoint: the best checkpoint, if one was saved.
+    """
     if any(losses.step for losses in history):
-        print(f"best val loss {best(history).val:.4f} at step {best(history).step}")
+        best = best_losses(history)
+        print(f"best val loss {best.val:.4f} at step {best.step}")
     if reference and data.corpus.sha256 != corpora.SHA256:
-        print(f"not compared with the reference, whose text was not {data.corpus.name}")
-    elif table := comparison(history, expected(reference, data.corpus.sha256)):
+        print(f"no comparison with the reference: the corpus is {data.corpus.name}")
+    elif table := comparison_table(history, reference_curve(reference, data.corpus.sha256)):
         print(f"\nbeside the reference's {reference}:\n{table}")
     if data.corpus.stands_in_for:
-        stand_in_warning(data.corpus)
-    if trainer.logger and trainer.log_dir:
-        show_run(Run(Path(trainer.log_dir)), data.seed)
+        warn_about_replaced_corpus(data.corpus)
+    if checkpoint:
+        print_run(checkpoint, data.seed)
 
 
-def show_run(run: Run, seed: int) -> None:
-    """Print a sample from a run's best checkpoint, and where everything is."""
-    checkpoint = run.checkpoint()
-    if checkpoint is None:
-        return
-    trained = read_checkpoint(checkpoint)
-    print(f"\na sample of {SAMPLE_CHARACTERS} characters from {checkpoint.name}:\n")
-    print(sample_text(kernels.install(trained.model), trained.tokenizer, SAMPLE_CHARACTERS, seed).strip("\n"))
-    kept = sorted(checkpoint.parent.glob("*.ckpt"))
-    newest = "" if run.folder.parent == LOGS else f" --ckpt_path {run.folder}"
+def print_run(checkpoint: Checkpoint, seed: int) -> None:
+    """Print a sample from the best checkpoint of a run, and the paths of the run's files."""
+    path = checkpoint.path
+    folder = path.parent.parent
+    sample = sample_text(checkpoint.model, checkpoint.tokenizer, SAMPLE_CHARACTERS, seed)
+    checkpoints = ", ".join(str(file) for file in sorted(path.parent.glob("*.ckpt")))
+    ckpt_path = "" if folder.parent == LOGS else f" --ckpt_path {folder}"
     print(
-        f"\nrun          {run.folder}\n"
-        f"checkpoints  {', '.join(str(path) for path in kept)}\n"
-        f"curves       tensorboard --logdir {run.folder.parent}\n"
-        f"more text    python cli.py predict{newest}"
+        f"\na sample of {SAMPLE_CHARACTERS} characters from {path.name}:\n\n"
+        + sample.strip("\n")
+        + f"\n\nrun          {folder}\n"
+        f"checkpoints  {checkpoints}\n"
+        f"curves       tensorboard --logdir {folder.parent}\n"
+        f"more text    {program()} predict{ckpt_path}"
     )
 
 
-def after_validate(trainer: L.Trainer, data: CharDataModule, checkpoint: Path) -> None:
+def print_validation(trainer: L.Trainer, corpus: str, checkpoint: Checkpoint) -> None:
     """Print loss, perplexity and bits per character of both splits."""
     metrics = trainer.callback_metrics
-    step = read_checkpoint(checkpoint).step
-    print(f"{checkpoint}, after step {step}, on {data.corpus.name}:")
+    print(f"{checkpoint.path}, after step {checkpoint.step}, on {corpus}:")
     print("         loss  perplexity  bits per character")
     for split in ("train", "val"):
         loss, perplexity, bits = (

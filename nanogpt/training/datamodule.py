@@ -1,4 +1,4 @@
-"""The LightningDataModule: a corpus as ids, its split, and the batches that are cut from it."""
+"""The LightningDataModule: a corpus as token ids, its splits, and batches of windows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,34 +9,37 @@ import torch
 from torch import Tensor
 
 from nanogpt.errors import UserError
-from nanogpt.insight.ngrams import NGram, ngrams
+from nanogpt.insight.ngrams import NGram, evaluate_ngrams
 from nanogpt.notices import notice
 from nanogpt.text import corpora
+from nanogpt.text.batches import Draw, Windows, evaluation_windows, gather, training_batches
 from nanogpt.text.corpora import Corpus, load_corpus
 from nanogpt.text.tokenizer import Tokenizer
-from nanogpt.text.batches import Draw, Windows, evaluation_windows, gather, training_batches
 
-LARGEST_BATCH = 2**20  # so many windows fit no machine; of more, not even the offsets
+MAX_BATCH_SIZE = 2**20  # beyond it not even the offsets may fit into memory
 
 
 class CharDataModule(L.LightningDataModule):
-    """A text, tokenised by character and split in two; its batches are windows of it.
+    """A corpus, tokenized by character, and its train and val splits.
 
-    The ids of a split lie on the training device as one tensor of small integers; what travels
-    in a batch is only the offsets of its windows.
+    The ids of a split are kept on the training device as one tensor of small integers. A batch
+    that is transferred there consists only of the offsets of its windows.
 
     Args:
-        corpus: ``tiny_shakespeare``, ``pastiche``, or the path of any text file.
+        corpus: ``tiny_shakespeare``, ``pastiche``, or the path of a text file.
         encoding: of that file.
-        val_fraction: the last part of the text, on which the model is validated.
-        batch_size: windows in the batch of one optimizer step, over all devices and micro-batches.
-        replacement: whether each window is drawn from anywhere; else each epoch cuts the train
-            split into windows anew, and takes each of them once.
-        offline_corpus: stands in for tiny Shakespeare on a machine that has neither it nor a
-            network; null makes that an error.
-        block_size: characters in a window: the model's.
-        seed: of the choice of windows: the run's.
-        vocabulary: the model's, if it has one already; else that of the text.
+        val_fraction: fraction of the text, at its end, that is the val split.
+        batch_size: number of windows in an optimizer step, over all devices and micro-batches.
+        replacement: draw windows independently, at any offset; if false, each epoch divides the
+            train split into windows anew and uses each once.
+        offline_corpus: replaces tiny Shakespeare if that is not on disk and cannot be downloaded;
+            null raises an error instead.
+        block_size: number of characters in a window: that of the model.
+        seed: of the windows: that of the run.
+        vocabulary: of the model, if it is known; null takes that of the corpus.
+
+    Raises:
+        UserError: if a setting is out of range.
     """
 
     def __init__(
@@ -54,9 +57,9 @@ class CharDataModule(L.LightningDataModule):
         super().__init__()
         if not 0 < val_fraction < 1:
             raise UserError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
-        if not 1 <= batch_size <= LARGEST_BATCH:
+        if not 1 <= batch_size <= MAX_BATCH_SIZE:
             raise UserError(
-                f"batch_size must be at least 1 and at most {LARGEST_BATCH:,}, not {batch_size}"
+                f"batch_size must be at least 1 and at most {MAX_BATCH_SIZE:,}, not {batch_size}"
             )
         self.corpus_name, self.encoding, self.offline_corpus = corpus, encoding, offline_corpus
         self.val_fraction, self.batch_size = val_fraction, batch_size
@@ -66,22 +69,24 @@ class CharDataModule(L.LightningDataModule):
         self.save_hyperparameters(logger=False, ignore="vocabulary")
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
-    def use(self, vocabulary: str, trained_on: dict[str, str | None]) -> None:
-        """Take the vocabulary of a checkpoint, and its stand-in for the corpus, if it had one."""
-        self.vocabulary = vocabulary
-        self.follow(trained_on)
+    def restore_corpus(self, saved: dict[str, str | None]) -> None:
+        """Load the corpus that a checkpoint was trained on.
 
-    def follow(self, trained_on: dict[str, str | None]) -> None:
-        """Read what a checkpoint was trained on, also where it stood in for the corpus."""
-        name = trained_on.get("name")
-        if name and trained_on.get("stands_in_for") == self.corpus_name:
+        If another corpus had to replace the configured one, it replaces it again. If the texts
+        differ, a notice says so.
+
+        Args:
+            saved: the ``state_dict`` in the checkpoint.
+        """
+        name = saved.get("name")
+        if name and saved.get("stands_in_for") == self.corpus_name:
             self.corpus_name = name
         self.setup("validate")
-        if trained_on.get("sha256") != self.corpus.sha256:
+        if saved.get("sha256") != self.corpus.sha256:
             notice(f"the model was trained on {name!r}, not on {self.corpus.name!r}")
 
     def state_dict(self) -> dict[str, str | None]:
-        """What is kept in a checkpoint: which text the model was trained on."""
+        """Return the identity of the corpus, for checkpoints."""
         corpus = self.corpus
         return {
             "name": corpus.name,
@@ -90,48 +95,48 @@ class CharDataModule(L.LightningDataModule):
         }
 
     def prepare_data(self) -> None:
-        """Download what is to be downloaded, on one process of a machine only."""
+        """Download the corpus if needed; Lightning calls this on one process per machine."""
         if self.corpus_name == corpora.TINY_SHAKESPEARE:
             load_corpus(self.corpus_name, self.encoding, self.offline_corpus)
 
     def setup(self, stage: str) -> None:
-        """Read, encode and split the text.
+        """Load, tokenize and split the corpus.
 
         Raises:
-            UserError: if a split is shorter than one window and its targets.
+            UserError: if the corpus cannot be loaded, or a split is too short for one window.
         """
         if hasattr(self, "corpus"):
             return
         self.corpus: Corpus = load_corpus(self.corpus_name, self.encoding, self.offline_corpus)
         text = self.corpus.text
-        self.tokenizer = (
-            Tokenizer.of(text) if self.vocabulary is None else Tokenizer(self.vocabulary)
-        )
+        known = self.vocabulary
+        self.tokenizer = Tokenizer.from_text(text) if known is None else Tokenizer(known)
         ids = self.tokenizer.encode(text)
         n_train = int((1 - self.val_fraction) * len(ids))
         self.splits = {"train": ids[:n_train], "val": ids[n_train:]}
         for name, split in self.splits.items():
             if len(split) <= self.block_size:
                 raise UserError(
-                    f"the {name} split has {len(split):,} characters, but one window takes "
-                    f"{self.block_size + 1:,}: use a longer text, a smaller --model.block_size or "
+                    f"the {name} split has {len(split):,} characters, but a window and its "
+                    f"targets need {self.block_size + 1:,}: use a longer text, a smaller --model.block_size or "
                     "another --data.val_fraction"
                 )
 
     @property
     def draw(self) -> Draw:
-        """How the training windows are drawn."""
+        """The parameters of drawing training windows."""
         high = len(self.splits["train"]) - self.block_size
-        apart = None if self.replacement else self.block_size
-        return Draw(self.seed, self.batch_size, high, apart)
+        stride = None if self.replacement else self.block_size
+        return Draw(self.seed, self.batch_size, high, stride)
 
     @cached_property
     def ngrams(self) -> list[NGram]:
-        """What n-gram counts of the train split achieve."""
-        return ngrams(self.splits["train"], self.splits["val"], len(self.tokenizer.vocabulary))
+        """The losses of n-gram counts of the train split."""
+        vocab_size = len(self.tokenizer.vocabulary)
+        return evaluate_ngrams(self.splits["train"], self.splits["val"], vocab_size)
 
     def check_batch_size(self, trainer: L.Trainer) -> None:
-        """Check that a global batch can be cut into equal parts.
+        """Check that the batch of a step can be divided among devices and micro-batches.
 
         Raises:
             UserError: if it cannot.
@@ -139,29 +144,29 @@ class CharDataModule(L.LightningDataModule):
         devices, micro_batches = trainer.world_size, trainer.accumulate_grad_batches
         if self.batch_size % (devices * micro_batches):
             raise UserError(
-                f"batch_size {self.batch_size} is that of all devices and micro-batches together, "
-                f"and cannot be cut into {devices} devices x {micro_batches} micro-batches: make "
-                f"it a multiple of {devices * micro_batches}"
+                f"batch_size {self.batch_size}, the total over all devices and micro-batches, is "
+                f"not divisible by {devices} devices x {micro_batches} micro-batches: make it a "
+                f"multiple of {devices * micro_batches}"
             )
 
     def train_dataloader(self) -> "TrainingLoader":
-        """Offsets of training windows, for ever, from the optimizer step that is next."""
+        """Return the offsets of training windows, indefinitely, from the next optimizer step."""
         return TrainingLoader(self)
 
     def val_dataloader(self) -> list["EvaluationLoader"]:
-        """The whole val split in consecutive windows, and as much of the train split."""
+        """Return the whole val split, and evenly spaced windows of the train split, as many."""
         n_targets = len(self.splits["val"]) - 1
-        high = len(self.splits["train"]) - 1 - self.block_size
-        n_spread = min(n_targets, len(self.splits["train"]) - 1)
+        n_train = len(self.splits["train"])
+        high, n_train_targets = n_train - 1 - self.block_size, min(n_targets, n_train - 1)
         return [
             EvaluationLoader(evaluation_windows(n_targets, self.block_size)),
-            EvaluationLoader(evaluation_windows(n_spread, self.block_size, high)),
+            EvaluationLoader(evaluation_windows(n_train_targets, self.block_size, high)),
         ]
 
     def on_after_batch_transfer(
         self, batch: Tensor | Windows, dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:
-        """Turn offsets into windows of ids and targets, (B, T) each, on the device."""
+        """Gather the windows at the offsets: ids and targets, (B, T) each, on the device."""
         if isinstance(batch, Windows):
             return gather(self._split(("val", "train")[dataloader_idx], batch.offsets), batch)
         return gather(self._split("train", batch), Windows(batch, self.block_size))
@@ -175,7 +180,7 @@ class CharDataModule(L.LightningDataModule):
 
 @dataclass(frozen=True)
 class EvaluationLoader:
-    """Batches of evaluation windows, always the same."""
+    """Batches of evaluation windows, the same in every evaluation."""
 
     batches: list[Windows]
 
@@ -187,7 +192,7 @@ class EvaluationLoader:
 
 
 class TrainingLoader:
-    """The training batches of this rank, starting at the trainer's optimizer step."""
+    """Training batches of this rank, from the next optimizer step."""
 
     def __init__(self, data: CharDataModule) -> None:
         self.data = data

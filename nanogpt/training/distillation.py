@@ -1,7 +1,8 @@
-"""Distillation: a model learns what trained ones expect, in place of what the text goes on with.
+"""Distillation: train on the mean prediction of trained models instead of the text's characters.
 
-Models of one recipe and other seeds err in other ways, so that the mean of their probabilities is
-better than any of them; and it says more of each next character than the one that is written there.
+Models of the same recipe with different seeds make different errors, so the mean of their
+probabilities is better than each of them. It also carries more information about each next
+character than the one character in the text.
 """
 
 from collections.abc import Sequence
@@ -19,26 +20,26 @@ from nanogpt.training.datamodule import CharDataModule
 from nanogpt.training.lightning_module import Loss, next_character_loss
 
 
-def choose_loss(teachers: Sequence[str], data: CharDataModule, device: torch.device) -> Loss:
-    """Return what a run minimises: the loss of the text, or of what its teachers expect.
+def build_loss(teachers: Sequence[str], data: CharDataModule, device: torch.device) -> Loss:
+    """Return the training loss: that of the text or, with teachers, that of distillation.
 
     Args:
-        teachers: paths of their checkpoints, if there are any.
-        data: which is set up.
-        device: where to train.
+        teachers: paths of their checkpoints.
+        data: the data module, after ``setup``.
+        device: the training device.
 
     Raises:
-        UserError: if one of them cannot teach.
+        UserError: if a checkpoint is not suitable as a teacher.
     """
     if not teachers:
         return next_character_loss
-    return distilled_loss([read_teacher(Path(path), data).to(device) for path in teachers])
+    return distillation_loss([load_teacher(Path(path), data).to(device) for path in teachers])
 
 
-def distilled_loss(teachers: Sequence[nn.Module]) -> Loss:
-    """Return the loss of a model that learns from others.
+def distillation_loss(teachers: Sequence[nn.Module]) -> Loss:
+    """Return the loss that distills teachers into a model.
 
-    It is the cross-entropy, in nats per character, to the mean of their probabilities. Source:
+    It is the cross-entropy with the mean of their probabilities, in nats per character. Source:
     Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network" (2015), at a
     temperature of 1.
 
@@ -48,15 +49,15 @@ def distilled_loss(teachers: Sequence[nn.Module]) -> Loss:
 
     def loss(net: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
-            each = [teacher(ids).float().softmax(-1) for teacher in teachers]
-            expected = torch.stack(each).mean(0)  # (B, T, V)
-        return F.cross_entropy(net(ids).flatten(0, 1).float(), expected.flatten(0, 1))
+            probabilities = [teacher(ids).float().softmax(-1) for teacher in teachers]
+            mean = torch.stack(probabilities).mean(0)  # (B, T, V)
+        return F.cross_entropy(net(ids).flatten(0, 1).float(), mean.flatten(0, 1))
 
     return loss
 
 
-def read_teacher(path: Path, data: CharDataModule) -> nn.Module:
-    """Read a trained model, and check that it can teach one that learns from this data.
+def load_teacher(path: Path, data: CharDataModule) -> nn.Module:
+    """Load a trained model and check that it can be a teacher on this data.
 
     Raises:
         UserError: if it cannot.
@@ -64,14 +65,17 @@ def read_teacher(path: Path, data: CharDataModule) -> nn.Module:
     teacher = read_checkpoint(path)
     block_size = teacher.settings["block_size"]
     if teacher.tokenizer.vocabulary != data.tokenizer.vocabulary:
-        raise UserError(f"{path} cannot teach: it knows other characters than this text has")
+        raise UserError(
+            f"{path} cannot be a teacher: its vocabulary is not that of the corpus; use a model "
+            "trained on the same characters"
+        )
     if block_size < data.block_size:
         raise UserError(
-            f"{path} cannot teach: it reads {block_size} characters, and --model.block_size is "
-            f"{data.block_size}"
+            f"{path} cannot be a teacher: its block_size is {block_size}; set --model.block_size, "
+            f"which is {data.block_size}, to at most that"
         )
-    settings = teacher.content.get("datamodule_hyper_parameters") or {}
-    learnt = teacher.corpus.get("sha256"), settings.get("val_fraction")
-    if learnt != (data.corpus.sha256, data.val_fraction):
-        notice(f"{path} learnt from another text or split, and may know this val split")
+    saved = teacher.content.get("datamodule_hyper_parameters") or {}
+    trained_on = teacher.corpus.get("sha256"), saved.get("val_fraction")
+    if trained_on != (data.corpus.sha256, data.val_fraction):
+        notice(f"{path} was trained on another text or split, and may have seen this val split")
     return kernels.install(teacher.model)

@@ -1,9 +1,11 @@
-"""``fit`` and ``validate``: the LightningCLI of this project."""
+"""The LightningCLI of ``fit`` and ``validate``."""
 
 import sys
 import warnings
 from argparse import ArgumentError
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,240 +13,282 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from nanogpt import kernels
 from nanogpt.atomic import write_atomically
 from nanogpt.errors import Interrupted, UserError
-from nanogpt.generation.checkpoint import CORPUS_KEY, read_checkpoint
-from nanogpt.notices import notice
+from nanogpt.generation.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
+from nanogpt.notices import notice, program
 from nanogpt.option_errors import explain
-from nanogpt.training import callbacks, console, machine
-from nanogpt.training.progress_bar import StepBar
-from nanogpt.training.write_card import write_card
-from nanogpt.training.checkpoints import AtomicCheckpointIO, Keeper
+from nanogpt.runs import Run
+from nanogpt.training import console, hardware_settings, options
+from nanogpt.training.callbacks import RunRecorder
+from nanogpt.training.card_writer import write_card
+from nanogpt.training.checkpoint_saver import AtomicCheckpointIO, CheckpointSaver
 from nanogpt.training.compiled import compiled_loss
 from nanogpt.training.datamodule import CharDataModule
-from nanogpt.training.distillation import choose_loss
-from nanogpt.training.run_lock import held
+from nanogpt.training.distillation import build_loss
 from nanogpt.training.lightning_module import LanguageModel
-from nanogpt.training.log_filter import quiet_lightning
-from nanogpt.training.resume import find_start
-from nanogpt.training.options import (
-    TRAINER_DEFAULTS,
-    add_options,
-    changed_settings,
-    check_evaluation,
-    check_fit,
-    check_linked,
-    check_rooms,
-    fit_options,
-    resolve_model_settings,
-    validate_options,
-)
+from nanogpt.training.log_filter import filtered_logs
+from nanogpt.training.progress_bar import StepBar
+from nanogpt.training.resume import ResumePoint, find_resume_point
+from nanogpt.training.run_config import changed_settings, config_differences, prepend_run_config
+from nanogpt.training.run_lock import lock_folder
 
 
 class CLI(LightningCLI):
-    """Lightning's command line, with this project's model, data and manners."""
+    """Runs ``fit`` or ``validate`` with Lightning's command line and this project's parts.
 
-    command: str  # the only subcommand whose parser is built: each takes a tenth of a second
+    Args:
+        command: ``fit`` or ``validate``.
+        argv: its options.
+    """
+
     title = ""  # of the progress bar
-    held: ExitStack  # what is let go of at the end
 
-    @classmethod
-    def subcommands(cls) -> dict[str, set[str]]:
-        """The one command that was given."""
-        return {cls.command: LightningCLI.subcommands()[cls.command]}
+    def __init__(self, command: str, argv: list[str]) -> None:
+        self.command, self.modified_ns = command, 0
+        self.checkpoint: Checkpoint | None = None
+        self.resume_point: ResumePoint | None = None
+        if not {"-h", "--help"} & set(argv):
+            argv, checkpoint = prepend_run_config(command, argv)
+            self._set_checkpoint(checkpoint)
+        with warnings.catch_warnings(), filtered_logs(), ExitStack() as self.locks:
+            super().__init__(
+                LanguageModel,
+                CharDataModule,
+                args=[command, *argv],
+                save_config_callback=None,  # the RunRecorder saves it
+                seed_everything_default=1337,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                parser_kwargs={
+                    "prog": program(),
+                    "exit_on_error": False,
+                    "allow_abbrev": False,
+                    command: {"exit_on_error": False},
+                },
+                trainer_defaults=options.TRAINER_DEFAULTS,
+            )
+
+    def _set_checkpoint(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint:
+            self.checkpoint = checkpoint
+            self.modified_ns = checkpoint.path.stat().st_mtime_ns
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return only the current command: building a parser takes a tenth of a second."""
+        return {self.command: LightningCLI.subcommands()[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what is not Lightning's."""
-        add_options(parser)
+        """Add the options that are not Lightning's."""
+        options.add_options(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, turning what is wrong into one line."""
+        """Parse the options; raise a one-line error if they are not valid."""
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            options = self._parser(self.command).get_defaults().keys()
-            raise UserError(explain(str(error), options)) from error
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:  # of odd YAML
+            names = self._parser(self.command).get_defaults().keys()
+            raise UserError(explain(str(error), names)) from error
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:  # malformed YAML
             raise UserError(
-                f"a config is a YAML file in UTF-8, and one of these is not ({str(error)[:100]!r})"
+                f"a config is not valid ({str(error)[:100]!r}): write it as YAML in UTF-8"
             ) from error
         self.settings = self.config[self.command]
-        check_rooms(self.settings)
-        resolve_model_settings(self.settings)
-        check_linked(self.settings)
+        options.check_sections(self.settings)
+        options.resolve_model_settings(self.settings)
+        options.check_derived(self.settings)
 
     def _parse_ckpt_path(self) -> None:
-        """Keep a checkpoint's settings from silently replacing those that were given."""
+        """Do not let the hyperparameters of a checkpoint override the given settings."""
 
     def before_instantiate_classes(self) -> None:
-        """Check what counts optimizer steps, and prepare the machine."""
-        (check_fit if self.command == "fit" else check_evaluation)(self.settings)
-        parts = (self.settings, self.dump, self._parser(self.command))
-        self.start = find_start(*parts) if self.command == "fit" else None
-        self.settings.data.seed = int(self.settings.seed_everything)  # true has become a number
-        self.settings.data.vocabulary = self.settings.model.vocabulary
-        machine.prepare()
+        """Check the settings, find where to resume, and configure the process."""
+        settings = self.settings
+        if self.command == "fit":
+            options.check_steps(settings)
+            settings.teachers = [options.find_teacher(given) for given in settings.teachers]
+            if settings.ckpt_path and not self.checkpoint:  # set in a config
+                self._set_checkpoint(load_checkpoint(settings.ckpt_path, of_folder="last"))
+            self._find_resume_point()
+        elif settings.trainer.limit_val_batches == 0:
+            raise UserError("validate needs an evaluation: leave --trainer.limit_val_batches out")
+        settings.data.seed = int(settings.seed_everything)  # a bool has become a number
+        settings.data.vocabulary = settings.model.vocabulary
+        hardware_settings.configure_process()
+
+    def _find_resume_point(self) -> None:
+        if not self.checkpoint:
+            return
+        point = find_resume_point(self.checkpoint, self.modified_ns, self.settings.trainer)
+        self.resume_point, self.checkpoint = point, None  # frees its memory
+        if point.run:
+            parser = self._parser(self.command)
+            defaults = parser.dump(parser.get_defaults(), skip_none=False)
+            saved = point.run.config.read_text(encoding="utf-8")
+            for line in config_differences(saved, self.dump(), defaults):
+                notice(line)
 
     def dump(self) -> str:
-        """Return the whole configuration as YAML, to be repeated from the beginning."""
+        """Return all settings as YAML, to repeat the run from its start."""
         settings = self.settings.clone()
         settings.ckpt_path = settings.data.vocabulary = None
         return self._parser(self.command).dump(settings, skip_none=False)
 
+    def instantiate_classes(self) -> None:
+        """Build the model, the data and the trainer; raise a one-line error if that fails."""
+        try:
+            super().instantiate_classes()
+        except (TypeError, ValueError, ImportError) as error:
+            raise UserError(explain(str(error), ())) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Build the trainer with this project's logger and callbacks."""
+        """Build the trainer with this project's logger, callbacks and plugins."""
         config = self.config_init[self.command].trainer
-        # Lightning counts batches; a batch is one of accumulate_grad_batches parts of a step
+        # Lightning counts micro-batches here
         if self.command == "fit":
             config.val_check_interval *= config.accumulate_grad_batches
-        # config.yaml keeps what was asked for: another machine may have it
-        device = machine.device_type(config.accelerator)
-        config.precision, reason = machine.fast_precision(config.precision or "32-true", device)
+        # config.yaml keeps the configured precision, for other machines
+        device = hardware_settings.device_type(config.accelerator)
+        precision = config.precision or "32-true"
+        config.precision, reason = hardware_settings.choose_precision(precision, device)
         if reason:
             notice(reason)
         if self.command == "fit":
-            self._equip(config)
+            self._add_trainer_parts(config)
         else:
             config.logger = config.enable_checkpointing = config.enable_progress_bar = False
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError, ImportError) as error:
-            raise UserError(" ".join(str(error).split())) from error
+        return super().instantiate_trainer(**kwargs)
 
-    def instantiate_classes(self) -> None:
-        """Build the parts, turning what cannot be built into one line."""
-        try:
-            super().instantiate_classes()
-        except (TypeError, ValueError) as error:
-            raise UserError(explain(str(error), ())) from error
-
-    def _equip(self, config: Namespace) -> None:
-        """Add what records, shows and keeps a run."""
+    def _add_trainer_parts(self, config: Namespace) -> None:
+        """Add the logger, the callbacks and the plugins of ``fit``."""
         if config.logger in (None, True):
-            config.logger = self.tensorboard(config.default_root_dir or ".")
+            config.logger = self.build_logger(config.default_root_dir or ".")
         if config.logger is False:
             notice("no logger: this run leaves no folder, no curves and no checkpoint")
             config.enable_checkpointing = False
-        config.callbacks = _listed(config.callbacks)
-        keeper = None if config.enable_checkpointing is False else Keeper()
-        # Lightning need not add its own; one that is given may keep more
-        config.enable_checkpointing = any(isinstance(c, Checkpoint) for c in config.callbacks)
-        self.recorder = callbacks.Recorder(
-            # not parser.save, which changes the working folder while TensorBoard writes
+        config.callbacks = _as_list(config.callbacks)
+        saver = None if config.enable_checkpointing is False else CheckpointSaver()
+        # without this Lightning adds a ModelCheckpoint
+        config.enable_checkpointing = any(
+            isinstance(callback, CheckpointCallback) for callback in config.callbacks
+        )
+        self.recorder = RunRecorder(
+            # parser.save would change the working directory while TensorBoard writes
             lambda path: write_atomically(path, self.dump().encode()),
-            self.introduce,
-            keeper,
-            bool(self.start and self.start.run),
+            self.print_header,
+            saver,
+            same_folder=bool(self.resume_point and self.resume_point.run),
         )
         config.callbacks.append(self.recorder)
         config.enable_progress_bar = config.enable_progress_bar is not False and sys.stderr.isatty()
         if config.enable_progress_bar:
             config.callbacks.append(StepBar(self.title))
-        config.profiler = config.profiler or machine.NoProfiler()
-        config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
+        config.profiler = config.profiler or hardware_settings.NoProfiler()
+        config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
 
-    def tensorboard(self, root: str) -> TensorBoardLogger:
-        """Return the logger of a run: in its folder, or a new one, ``lightning_logs/version_N``."""
-        found = self.start.logger() if self.start else None
-        return found or TensorBoardLogger(root, default_hp_metric=False, flush_secs=10)
+    def build_logger(self, root: str) -> TensorBoardLogger:
+        """Return the logger of a resumed run, or of a new ``lightning_logs/version_N``."""
+        resumed = self.resume_point.logger() if self.resume_point else None
+        return resumed or TensorBoardLogger(root, default_hp_metric=False, flush_secs=10)
 
-    def introduce(self, trainer: L.Trainer, model: LanguageModel, data: CharDataModule) -> None:
-        """Say what is about to be trained."""
-        console.introduce(trainer, model, data)
+    def print_header(self, trainer: L.Trainer, model: LanguageModel, data: CharDataModule) -> None:
+        """Print the lines before training."""
+        console.print_header(trainer, model, data)
         if self.settings.teachers:
-            model.print(f"taught by {', '.join(self.settings.teachers)}")
+            model.print(f"teachers: {', '.join(self.settings.teachers)}")
 
     def before_fit(self) -> None:
-        """Find mistakes before anything is written; find the checkpoint to go on from."""
-        if self.start:  # first, since no stand-in need be downloaded
-            self.datamodule.follow(self.start.about[CORPUS_KEY])
+        """Set up data, loss and checkpoint, and find mistakes before anything is written."""
+        if self.resume_point:  # first: it may replace a corpus that would have to be downloaded
+            self.datamodule.restore_corpus(self.resume_point.corpus)
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self.datamodule.check_batch_size(self.trainer)
         settings, device = self.settings, self.trainer.strategy.root_device
-        loss = choose_loss(settings.teachers, self.datamodule, device)
+        loss = build_loss(settings.teachers, self.datamodule, device)
         self.model.training_loss = compiled_loss(loss, settings.compile, self.model, self.trainer)
         vocabulary = self.datamodule.tokenizer.vocabulary
-        with torch.device("meta"):  # which takes no memory and draws no random numbers
+        with torch.device("meta"):  # shapes only
             net = self.model.build(len(vocabulary))
-        machine.check_memory(sum(weight.nbytes for weight in net.parameters()))
-        if self.start:
+        hardware_settings.check_memory(sum(weight.nbytes for weight in net.parameters()))
+        if self.resume_point:
             self.model.hparams["vocabulary"] = self.model.hparams["vocabulary"] or vocabulary
-            self.model.on_load_checkpoint(self.start.about)
-            self.config_init[self.command].ckpt_path = str(self.start.checkpoint)
+            self.model.check_compatible(self.resume_point.hparams)
+            self.config_init[self.command].ckpt_path = str(self.resume_point.path)
             self.config_init[self.command].weights_only = True
-        self.held.enter_context(held(self.trainer, self.start))
+        if isinstance(self.trainer.logger, TensorBoardLogger) and self.trainer.is_global_zero:
+            self.locks.enter_context(lock_folder(Path(self.trainer.logger.log_dir)))
+            if self.resume_point:
+                self.resume_point.check_unchanged()
+
+    @cached_property
+    def best_checkpoint(self) -> Checkpoint | None:
+        """The best checkpoint of the finished run, if it saved one and this is the main process."""
+        trainer = self.trainer
+        run = Run(Path(trainer.log_dir)) if trainer.logger and trainer.log_dir else None
+        path = run.checkpoint() if run and trainer.is_global_zero else None
+        checkpoint = read_checkpoint(path) if path else None
+        if checkpoint:
+            kernels.install(checkpoint.model)
+        return checkpoint
 
     def after_fit(self) -> None:
-        """Print how it went, and where everything is."""
-        reference = self.settings.reference
-        console.after_fit(self.trainer, self.datamodule, self.recorder.history, reference)
+        """Print the result and write the card."""
+        if self.trainer.is_global_zero:
+            reference, history = self.settings.reference, self.recorder.history
+            console.print_result(self.datamodule, history, reference, self.best_checkpoint)
         self.write_card()
 
     def write_card(self) -> None:
-        """Write a card of the run into its folder, unless told not to."""
-        if self.settings.card:
+        """Write a card of the run to its folder, unless ``--card false`` is given."""
+        checkpoint, recorder = self.best_checkpoint, self.recorder
+        if self.settings.card and checkpoint and recorder.history:
             changed = changed_settings(self.settings, self._parser(self.command).get_defaults())
             reference = self.settings.reference
-            write_card(self.trainer, self.datamodule, self.recorder, reference, changed)
+            write_card(self.trainer, self.datamodule, recorder, checkpoint, reference, changed)
 
     def before_validate(self) -> None:
-        """Take the weights, the vocabulary, and the corpus if another one stood in."""
-        checkpoint = read_checkpoint(Path(self.settings.ckpt_path))
-        self.model.hparams["vocabulary"] = checkpoint.tokenizer.vocabulary
-        self.model.on_load_checkpoint(checkpoint.content)  # before the sizes of a config take memory
-        self.model.configure_model()
-        self.model.load_state_dict(checkpoint.content["state_dict"])
-        self.datamodule.use(self.model.hparams["vocabulary"], checkpoint.corpus)
-        # all is loaded: Lightning need not, and would ask for the callbacks of the training
+        """Use the network, the vocabulary and the corpus of the checkpoint."""
+        assert self.checkpoint
+        vocabulary = self.checkpoint.tokenizer.vocabulary
+        self.model.hparams["vocabulary"] = self.datamodule.vocabulary = vocabulary
+        self.model.check_compatible(self.checkpoint.settings)
+        self.model.net = kernels.install(self.checkpoint.model)
+        self.datamodule.restore_corpus(self.checkpoint.corpus)
+        # Lightning would load it again, and ask for the callbacks of the training
         self.config_init[self.command].ckpt_path = None
 
     def after_validate(self) -> None:
         """Print the evaluation."""
-        console.after_validate(self.trainer, self.datamodule, Path(self.settings.ckpt_path))
+        assert self.checkpoint
+        console.print_validation(self.trainer, self.datamodule.corpus.name, self.checkpoint)
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def run(command: str, options: list[str], cli: type[CLI] = CLI) -> CLI:
-    """Run ``fit`` or ``validate`` with the given options; return what ran it.
+def run(command: str, argv: list[str], cli: Callable[[str, list[str]], CLI] = CLI) -> CLI:
+    """Run ``fit`` or ``validate`` with the given options and return the finished CLI.
 
     Raises:
-        UserError: for whatever the user can mend.
-        Interrupted: after Ctrl-C or SIGTERM, once the step is done and saved.
-        KeyboardInterrupt: after a Ctrl-C that cannot wait, once Lightning has wound up.
+        UserError: for a mistake that the user can correct.
+        Interrupted: after Ctrl-C or SIGTERM, when the current step is saved.
+        KeyboardInterrupt: after a second Ctrl-C, when Lightning has cleaned up.
     """
-    if not {"-h", "--help"} & set(options):
-        options = {"fit": fit_options, "validate": validate_options}[command](options)
-    cli.command = command
     try:
-        with warnings.catch_warnings(), quiet_lightning(), ExitStack() as cli.held:
-            return cli(
-                LanguageModel,
-                CharDataModule,
-                args=[command, *options],
-                save_config_callback=None,  # the recorder does it
-                seed_everything_default=1337,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-                parser_kwargs={
-                    "exit_on_error": False,
-                    "allow_abbrev": False,
-                    command: {"exit_on_error": False},
-                },
-                trainer_defaults=TRAINER_DEFAULTS,
-            )
+        return cli(command, argv)
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
-    except SIGTERMException as end:  # before the recorder listened, or on several devices
-        raise Interrupted("stopped by SIGTERM; kept up to the last evaluation", 143) from end
+    except SIGTERMException as end:  # handled by Lightning: before training, or on several devices
+        message = "stopped by SIGTERM; the last evaluation's checkpoint is kept"
+        raise Interrupted(message, 143) from end
     except SystemExit as end:
         if end.code == 1:  # how Lightning ends the process after Ctrl-C
             raise KeyboardInterrupt from None

@@ -1,7 +1,7 @@
 """The LightningModule: training step, evaluation and optimizer of a language model."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,14 +20,9 @@ from nanogpt.models.registry import (
     plain_settings,
     structural_settings,
 )
-from nanogpt.training.non_finite_guard import Watch
-from nanogpt.training.optimizer import (
-    OptimizerName,
-    Schedule,
-    build_optimizer,
-    is_scheduled,
-    learning_rate_factor,
-)
+from nanogpt.training.non_finite_guard import NonFiniteGuard
+from nanogpt.training.optimizer import OptimizerName, build_optimizer
+from nanogpt.training.schedule import Schedule, is_scheduled, learning_rate_factor
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (network, ids (B, T), targets (B, T))
 
@@ -72,18 +67,21 @@ class LanguageModel(L.LightningModule):
         rates = {"learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate}
         for name, rate in rates.items():
             if not 0 < rate < math.inf:
-                raise UserError(f"{name} must be above 0, and finite, not {rate}")
+                raise UserError(f"{name} must be positive and finite, not {rate}")
         if not all(0 <= beta < 1 for beta in betas):
             raise UserError(f"betas must lie in [0, 1), not {betas}")
         if not 0 <= weight_decay < math.inf or warmup_steps < 0:
-            raise UserError("weight_decay and warmup_steps must be at least 0, and finite")
+            raise UserError(
+                f"weight_decay and warmup_steps must be at least 0 and finite, not {weight_decay} "
+                f"and {warmup_steps}"
+            )
         self.config = build_config(architecture, settings)
         self.save_hyperparameters(logger=False, ignore=list(settings))
         self.hparams.update(plain_settings(self.config))
         # NaN losses stay NaN: by default the metric would leave their batches out
         self.val_loss, self.train_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(2))
         self.evaluation: dict[str, float] = {}
-        self.watch = Watch()
+        self.guard = NonFiniteGuard()
         # replaced by the command line; not part of a checkpoint
         self.training_loss: Loss = next_character_loss
 
@@ -113,12 +111,15 @@ class LanguageModel(L.LightningModule):
         return build_model(self.hparams["architecture"], vocab_size, **settings)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that a checkpoint matches this model, before its weights are loaded.
+        """Check that a checkpoint matches this model, before its weights are loaded."""
+        self.check_compatible(checkpoint["hyper_parameters"])
+
+    def check_compatible(self, saved: Mapping[str, Any]) -> None:
+        """Check that the hyperparameters of a checkpoint match this model.
 
         Raises:
-            UserError: if its architecture, structure, vocabulary or optimizer is another one.
+            UserError: if architecture, structure, vocabulary or optimizer differ.
         """
-        saved = checkpoint["hyper_parameters"]
         structure = structural_settings(self.hparams["architecture"])
         for name in ("architecture", *structure, "vocabulary"):
             theirs, ours = saved.get(name), self.hparams[name]
@@ -144,7 +145,7 @@ class LanguageModel(L.LightningModule):
             UserError: on a CPU, if it is not finite; on a GPU this is checked later.
         """
         loss = self.training_loss(self.net, *batch)
-        self.watch.see(self, loss)
+        self.guard.add(self, loss)
         return loss
 
     def validation_step(
@@ -165,9 +166,8 @@ class LanguageModel(L.LightningModule):
             metrics[f"perplexity/{name}"] = math.exp(min(loss, 700.0))
             metrics[f"bits_per_character/{name}"] = loss / math.log(2)
         self.evaluation = metrics
-        self.log_dict(
-            metrics, logger=False, sync_dist=True
-        )  # for checkpoints and early stopping to monitor
+        # for callbacks that monitor a metric; the RunRecorder passes them to the logger
+        self.log_dict(metrics, logger=False, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer, and a scheduler if the learning rate is not constant."""
@@ -186,10 +186,10 @@ class LanguageModel(L.LightningModule):
 
 
 def next_character_loss(net: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean loss of a network, in nats: ids (B, T), targets (B, T)."""
+    """Return the mean loss of a network on ids (B, T) and targets (B, T), in nats per character."""
     return mean_loss(net(ids), targets)
 
 
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy, in nats: logits (B, T, V), targets (B, T)."""
+    """Return the mean cross-entropy of logits (B, T, V) and targets (B, T), in nats."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

@@ -1,4 +1,4 @@
-"""Lightning's own announcements, kept back while this project says what there is to say."""
+"""Hides Lightning's own announcements and shows warnings as one-line notices."""
 
 import logging
 import threading
@@ -10,8 +10,8 @@ from nanogpt.notices import notice
 
 
 @contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's own announcements back, and show warnings as notices."""
+def filtered_logs() -> Iterator[None]:
+    """Hide Lightning's announcements and show warnings as notices."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -19,7 +19,7 @@ def quiet_lightning() -> Iterator[None]:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
     warnings.showwarning = lambda message, *_args, **_kwargs: notice(str(message))
-    # what goes wrong in TensorBoard's writing thread is raised again in the main thread
+    # TensorBoard re-raises an OSError of its writer thread in the main thread
     hook = threading.excepthook
     threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else hook(args)
     try:

@@ -1,4 +1,4 @@
-"""Whether a run is still sound: its loss, its weights, and which batch made it sick."""
+"""Stops a run whose loss, gradients or weights are not finite, and names the step and batch."""
 
 import math
 from pathlib import Path
@@ -11,90 +11,96 @@ from nanogpt.errors import UserError
 from nanogpt.runs import Run
 from nanogpt.text.batches import batch_offsets
 
-ADVICE = "lower --model.learning_rate, or clip with --trainer.gradient_clip_val 1"
+ADVICE = "lower --model.learning_rate, or clip gradients with --trainer.gradient_clip_val 1"
 
 
-class Watch:
-    """Looks at the loss of every micro-batch: at once on a CPU, later on a GPU.
+class NonFiniteGuard:
+    """Checks the loss of every micro-batch: at once on a CPU, later on a GPU.
 
-    Looking would make a GPU wait; it counts the finite losses itself, until somebody asks.
+    Reading a loss would make the CPU wait for the GPU, so the GPU counts the finite losses, and
+    the count is read by ``check``.
     """
 
     def __init__(self) -> None:
-        self.first_step = self.seen = 0
-        self.sound: Tensor | None = None  # a flag: no loss so far was not finite
-        self.good: Tensor | None = None  # how many there were before the first that was not
+        self.first_step = self.n_losses = 0
+        self.all_finite: Tensor | None = None  # bool scalar
+        self.n_finite: Tensor | None = None  # the number of losses before the first non-finite one
 
-    def see(self, model: L.LightningModule, loss: Tensor) -> None:
-        """Take note of a loss.
+    def add(self, model: L.LightningModule, loss: Tensor) -> None:
+        """Add the loss of a micro-batch.
 
         Raises:
-            UserError: on a CPU, if it is not finite.
+            UserError: on a CPU, if the loss is not finite.
         """
-        if waits_for_nothing(loss):
+        if is_on_cpu(loss):
             if not math.isfinite(loss.item()):
-                raise sick(model, model.trainer.global_step)
+                raise non_finite_error(model, model.trainer.global_step)
             return
         finite = torch.isfinite(loss.detach())
-        if self.sound is None or self.good is None:
-            self.first_step, self.sound, self.good = model.trainer.global_step, finite, finite.int()
+        if self.all_finite is None or self.n_finite is None:
+            self.first_step = model.trainer.global_step
+            self.all_finite, self.n_finite = finite, finite.int()
         else:
-            self.sound = self.sound & finite
-            self.good = self.good + self.sound
-        self.seen += 1
+            self.all_finite = self.all_finite & finite
+            self.n_finite = self.n_finite + self.all_finite
+        self.n_losses += 1
 
     def check(self, model: L.LightningModule) -> None:
-        """Wait for the GPU and ask for its count.
+        """Wait for the GPU and check all losses so far.
 
         Raises:
-            UserError: if a loss was not finite.
+            UserError: if one of them is not finite.
         """
-        if self.good is not None and (good := int(self.good.item())) < self.seen:
-            raise sick(model, self.first_step + good // model.trainer.accumulate_grad_batches)
+        if self.n_finite is not None and (n_finite := int(self.n_finite.item())) < self.n_losses:
+            n_steps = n_finite // model.trainer.accumulate_grad_batches
+            raise non_finite_error(model, self.first_step + n_steps)
 
 
-def waits_for_nothing(loss: Tensor) -> bool:
-    """Whether a value can be looked at without waiting for a device."""
+def is_on_cpu(loss: Tensor) -> bool:
+    """Return whether a loss can be read without waiting for a device."""
     return loss.device.type == "cpu"
 
 
 def check_finite(trainer: L.Trainer) -> None:
-    """Check that weights and optimizer state can be saved.
+    """Check the weights and the optimizer state before they are saved.
 
     Raises:
-        UserError: if any number among them is not finite.
+        UserError: if any value is not finite.
     """
     states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
     tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
     tensors += trainer.lightning_module.parameters()
     device = trainer.strategy.root_device
     if not torch.stack([torch.isfinite(t).all().to(device) for t in tensors]).all():
-        raise sick(trainer.lightning_module, trainer.global_step - 1, "result")
+        raise non_finite_error(trainer.lightning_module, trainer.global_step - 1, "result")
 
 
-def sick(model: L.LightningModule, step: int, what: str = "") -> UserError:
-    """Return the error of a run in which something of a step (from 0) is not finite.
+def non_finite_error(model: L.LightningModule, step: int, what: str = "") -> UserError:
+    """Build the error for a step, counted from 0, with a non-finite value.
 
-    By default that is the loss; or, where the weights were not finite any more by then, the
-    gradient of the step before.
+    Args:
+        model: the model in training.
+        step: of the value.
+        what: name of the value. By default the loss, or the gradient of the previous step if that
+            step has made the weights non-finite.
     """
     trainer, data = model.trainer, model.trainer.datamodule  # type: ignore[attr-defined]
     if not what:
         what = "loss"
         if step and not all(torch.isfinite(weight).all() for weight in model.parameters()):
-            if trainer.global_step > step:  # noticed later, on a GPU
+            if trainer.global_step > step:  # found later, on a GPU
                 what = "loss, or the gradient before it,"
             else:
                 step, what = step - 1, "gradient"
     offsets = batch_offsets(data.draw, step).tolist()
     return UserError(
-        f"the {what} of step {step + 1} is not finite: {ADVICE}; {kept(trainer)}; the windows of "
-        f"that step begin at {', '.join(map(str, offsets))} of the train split"
+        f"the {what} of step {step + 1} is not finite: {ADVICE}; {last_checkpoint(trainer)}; the "
+        f"windows of that step start at {', '.join(map(str, offsets))} of the train split"
     )
 
 
-def kept(trainer: L.Trainer) -> str:
-    """Say which checkpoint of this run is good."""
+def last_checkpoint(trainer: L.Trainer) -> str:
+    """Describe the last checkpoint of a run, which has only finite values, for a message."""
     run = Run(Path(trainer.log_dir)) if trainer.logger and trainer.log_dir else None
     checkpoint = run.checkpoint("last") if run else None
-    return f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint is kept"
+    return f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"

@@ -1,6 +1,5 @@
-"""The optimizers, and the learning rate as a function of the step."""
+"""AdamW, Muon, and both combined in one optimizer."""
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -10,112 +9,94 @@ from torch.optim import AdamW, Optimizer
 
 from nanogpt.hardware import fast_bf16
 
-Schedule = Literal["constant", "cosine", "linear"]
 OptimizerName = Literal["adamw", "muon"]
-DECAY = 0.6  # the last part of the steps, over which the linear schedule falls
 
 
-def is_scheduled(settings: Mapping[str, Any]) -> bool:
-    """Whether the learning rate changes at all with a model's settings."""
-    return bool(settings["schedule"] != "constant" or settings["warmup_steps"])
+def peak_learning_rates(hparams: Mapping[str, Any]) -> list[float]:
+    """Return the peak learning rate of each parameter group of ``build_optimizer``."""
+    muon = [hparams["muon_learning_rate"]] if hparams["optimizer"] == "muon" else []
+    return [*muon, hparams["learning_rate"]]
 
 
-def learning_rate_factor(
-    step: int, max_steps: int, schedule: Schedule = "constant", warmup_steps: int = 0
-) -> float:
-    """Return what the peak learning rate is multiplied by at an optimizer step (from 0).
+def build_optimizer(model: nn.Module, hparams: Mapping[str, Any], fused: bool) -> Optimizer:
+    """Build the optimizer of all parameters of a model.
 
-    It rises linearly over ``warmup_steps``; then it stays, or falls along half a cosine
-    (Loshchilov and Hutter, 2017) to a tenth at ``max_steps``, the value that nanoGPT uses; or
-    stays, and falls over the last 60% of the steps on a straight line to nothing.
-    """
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    if schedule == "constant":
-        return 1.0
-    if schedule == "linear":
-        return max(min((max_steps - step) / (DECAY * max_steps), 1.0), 0.0)
-    progress = min((step - warmup_steps) / max(max_steps - warmup_steps, 1), 1.0)
-    return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
+    ``adamw`` is AdamW for all parameters in one group, as in the reference; ``muon`` is Muon for
+    the matrices of the blocks and AdamW for the rest. Source of AdamW: Loshchilov and Hutter,
+    "Decoupled weight decay regularization" (2019).
 
-
-def peaks(settings: Mapping[str, Any]) -> list[float]:
-    """Return the peak learning rate of each group of parameters of an optimizer."""
-    muon = [settings["muon_learning_rate"]] if settings["optimizer"] == "muon" else []
-    return [*muon, settings["learning_rate"]]
-
-
-def build_optimizer(net: nn.Module, settings: Mapping[str, Any], fused: bool) -> Optimizer:
-    """Return the optimizer of a model's settings, for all that it learns.
-
-    AdamW (Loshchilov and Hutter, 2019) over all parameters alike, as the reference; or Muon for
-    the matrices of the blocks, and AdamW for the rest.
+    Args:
+        model: whose parameters to optimize.
+        hparams: of the LightningModule.
+        fused: whether AdamW updates all parameters in one kernel.
     """
     adamw = {
-        "lr": settings["learning_rate"],
-        "betas": tuple(settings["betas"]),
-        "weight_decay": settings["weight_decay"],
+        "lr": hparams["learning_rate"],
+        "betas": tuple(hparams["betas"]),
+        "weight_decay": hparams["weight_decay"],
         "fused": fused,
     }
-    if settings["optimizer"] == "adamw":
-        return AdamW(net.parameters(), **adamw)
-    muon_rate, decay = settings["muon_learning_rate"], settings["weight_decay"]
-    matrices = [p for name, p in net.named_parameters() if p.ndim == 2 and "blocks." in name]
-    apart = {id(matrix) for matrix in matrices}
-    rest = AdamW([p for p in net.parameters() if id(p) not in apart], **adamw)
-    return CombinedOptimizer([Muon(matrices, muon_rate, weight_decay=decay), rest])
+    if hparams["optimizer"] == "adamw":
+        return AdamW(model.parameters(), **adamw)
+    parameters = dict(model.named_parameters())
+    matrices = {name: p for name, p in parameters.items() if p.ndim == 2 and "blocks." in name}
+    rest = [p for name, p in parameters.items() if name not in matrices]
+    muon = Muon(matrices.values(), hparams["muon_learning_rate"], hparams["weight_decay"])
+    return CombinedOptimizer([muon, AdamW(rest, **adamw)])
 
 
 class Muon(Optimizer):
-    """Momentum whose steps are made orthogonal: a matrix moves as far in every direction.
+    """Muon: Nesterov momentum, orthogonalized by Newton-Schulz iterations.
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with
-    its coefficients. PyTorch's own computes in bfloat16 always, which takes twice as long on a
-    CPU without units for it.
+    its coefficients. ``torch.optim.Muon`` always computes in bfloat16, which takes twice as long
+    as float32 on a CPU without bfloat16 units.
 
     Args:
         matrices: parameters of two dimensions.
-        lr: how far a step goes, for a matrix that is not taller than wide.
-        momentum: of the gradients, Nesterov's.
-        weight_decay: share of a weight that a step takes away, for each unit of ``lr``.
+        lr: learning rate. The update of a matrix with more rows than columns is scaled up by the
+            square root of their ratio.
+        weight_decay: decoupled weight decay, relative to the learning rate.
+        momentum: decay rate of the averaged gradient.
     """
 
     def __init__(
         self,
         matrices: Iterable[Tensor],
         lr: float,
-        momentum: float = 0.95,
         weight_decay: float = 0.0,
+        momentum: float = 0.95,
     ) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take a step; return what the closure, which computes the gradients, returns."""
+        """Update the parameters; return the result of the closure, which computes the gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            kept = 1 - group["lr"] * group["weight_decay"]
+            decay = 1 - group["lr"] * group["weight_decay"]
             for matrices in group_by_shape(group["params"]):
-                gradients = [self._with_momentum(matrix, group["momentum"]) for matrix in matrices]
-                directions = newton_schulz(torch.stack(gradients))
-                tall = max(1.0, matrices[0].shape[0] / matrices[0].shape[1]) ** 0.5
-                for matrix, direction in zip(matrices, directions, strict=True):
-                    matrix.mul_(kept).add_(direction.to(matrix.dtype), alpha=-group["lr"] * tall)
+                gradients = [self._nesterov(matrix, group["momentum"]) for matrix in matrices]
+                updates = newton_schulz(torch.stack(gradients))
+                scale = max(1.0, matrices[0].shape[0] / matrices[0].shape[1]) ** 0.5
+                for matrix, update in zip(matrices, updates, strict=True):
+                    matrix.mul_(decay).add_(update.to(matrix.dtype), alpha=-group["lr"] * scale)
         return loss
 
-    def _with_momentum(self, matrix: Tensor, decay: float) -> Tensor:
+    def _nesterov(self, matrix: Tensor, momentum: float) -> Tensor:
         assert matrix.grad is not None
         state = self.state[matrix]
         if not state:
             state["momentum"] = torch.zeros_like(matrix)
-        return matrix.grad.lerp(state["momentum"].lerp_(matrix.grad, 1 - decay), decay)
+        average = state["momentum"].lerp_(matrix.grad, 1 - momentum)
+        return matrix.grad.lerp(average, momentum)
 
 
 def group_by_shape(matrices: list[Tensor]) -> list[list[Tensor]]:
-    """Return those that have gradients, together with the others of their shape and kind."""
+    """Group the matrices that have gradients by shape, dtype and device."""
     groups: dict[Any, list[Tensor]] = {}
     for matrix in matrices:
         if matrix.grad is not None:
@@ -124,10 +105,10 @@ def group_by_shape(matrices: list[Tensor]) -> list[list[Tensor]]:
 
 
 def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Return about the nearest matrices with orthogonal rows or columns: (k, m, n) to (k, m, n).
+    """Approximate the nearest semi-orthogonal matrices: (k, m, n) to (k, m, n).
 
-    Five Newton-Schulz steps of a polynomial that takes all singular values to between 0.7 and
-    1.2, in bfloat16 where that is fast.
+    The iterated polynomial maps singular values to between 0.7 and 1.2. It is computed in bfloat16
+    where that is fast, else in float32.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.to(torch.bfloat16 if fast_bf16(matrices.device.type) else torch.float32)
@@ -141,10 +122,10 @@ def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class CombinedOptimizer(Optimizer):
-    """Several optimizers, each with parameters of its own, that look like one.
+    """Several optimizers of different parameters behind the interface of one.
 
     Args:
-        parts: the optimizers; their groups and their state are those of this one.
+        parts: the optimizers; this one shares their parameter groups and state.
     """
 
     def __init__(self, parts: list[Optimizer]) -> None:
@@ -153,7 +134,7 @@ class CombinedOptimizer(Optimizer):
         self._share()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take a loaded state, and share it among the parts."""
+        """Load a state and share it with the parts."""
         super().__setstate__(state)
         self._share()
 
@@ -164,7 +145,7 @@ class CombinedOptimizer(Optimizer):
             part.state = self.state
 
     def step(self, closure: Any = None) -> Any:
-        """Take a step with each; the closure runs once, before."""
+        """Update the parameters of all parts, after running the closure once."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""The progress bar: one over all optimizer steps."""
+"""A progress bar over all optimizer steps."""
 
 import sys
 from typing import Any
@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 
 class StepBar(ProgressBar):
-    """One bar over all optimizer steps, with the time left, on a terminal's stderr.
+    """One bar on stderr over all optimizer steps, with the remaining time.
 
     Args:
-        title: what stands before the bar.
+        title: text before the bar.
     """
 
     def __init__(self, title: str = "") -> None:
@@ -22,7 +22,7 @@ class StepBar(ProgressBar):
         self.bar: tqdm[Any] | None = None
 
     def disable(self) -> None:
-        """Show nothing: Lightning calls it on all processes but the first."""
+        """Hide the bar: Lightning calls this on all processes but the first."""
         self.is_enabled = False
 
     def enable(self) -> None:
@@ -35,7 +35,7 @@ class StepBar(ProgressBar):
         sys.stdout.flush()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the bar where the run stands."""
+        """Open the bar at the current step."""
         self.bar = tqdm(
             desc=self.title or None,
             total=trainer.max_steps if trainer.max_steps > 0 else None,
@@ -48,16 +48,16 @@ class StepBar(ProgressBar):
         self.step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Move on, once an optimizer step is done."""
+        """Advance the bar after an optimizer step."""
         if self.bar is not None and not self.bar.disable:
             self.bar.update(trainer.global_step - self.step)
             self.step = trainer.global_step
 
     def on_train_end(self, *args: Any) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()
 
     def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
-        """Take the bar away, so that the error stands alone."""
+        """Remove the bar before the error is printed."""
         self.on_train_end()

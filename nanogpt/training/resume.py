@@ -1,11 +1,11 @@
-"""Going on from a checkpoint, to the bit: where the run stands, and what of it is still owed.
+"""Bit-exact resume: where a run continues, its random state, and the state that is derived.
 
-A checkpoint holds a completed optimizer step. Which windows come next, where Lightning's
-loops stand and what the learning rate is, all follow from that step's number and the settings;
-so they are worked out here, and what Lightning saves of its loops is left out.
+A checkpoint holds a completed optimizer step. The next windows, the counters of Lightning's loops
+and the learning rate follow from the number of that step and the settings, so they are computed
+here, and the loop state that Lightning saves is left out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,99 +13,98 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from nanogpt.errors import UserError
-from nanogpt.generation.checkpoint import CORPUS_KEY, load_checkpoint
-from nanogpt.notices import notice
+from nanogpt.generation.checkpoint import Checkpoint
 from nanogpt.runs import Run, run_of
-from nanogpt.training.checkpoints import command
-from nanogpt.training.optimizer import is_scheduled, learning_rate_factor, peaks
-from nanogpt.training.options import differences
+from nanogpt.training.checkpoint_saver import resume_command
+from nanogpt.training.optimizer import peak_learning_rates
+from nanogpt.training.schedule import is_scheduled, learning_rate_factor
 
-KEY = "run"  # in a checkpoint: what the recorder keeps
+RUN_STATE_KEY = "run"  # in a checkpoint: the state of the RunRecorder
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a run goes on from: a checkpoint, and the run that it lies in, if it lies in one.
+class ResumePoint:
+    """The checkpoint from which a run resumes.
 
-    ``owed`` says that the evaluation of its step is due and was not recorded; ``about`` is what
-    the checkpoint says of its model and its text.
+    Args:
+        path: of the checkpoint.
+        run: whose folder contains it, if any.
+        step: number of completed optimizer steps.
+        evaluation_due: whether the step has yet to be evaluated.
+        hparams: hyperparameters of the model.
+        corpus: state of the data module.
+        modified_ns: modification time of the file when it was read.
     """
 
-    checkpoint: Path
+    path: Path
     run: Run | None
     step: int
-    owed: bool
-    about: dict[str, Any]
-    written: int  # when, as the file system counts
+    evaluation_due: bool
+    hparams: dict[str, Any]
+    corpus: dict[str, str | None]
+    modified_ns: int
 
     def logger(self) -> TensorBoardLogger | None:
-        """Return the logger that goes on with the run's curves, if it lies in a run.
+        """Return a logger that continues the curves of the run, if there is one.
 
-        TensorBoard is to forget what was logged after the checkpoint; and at its step, if the
-        evaluation of that is done again.
+        TensorBoard discards the events after the checkpoint, and those of its step if that will be
+        evaluated again.
         """
         if not self.run:
             return None
-        folder, forget = self.run.folder, self.step if self.owed else self.step + 1
+        folder, purge = self.run.folder, self.step + (not self.evaluation_due)
         place = (str(folder.parent.parent), folder.parent.name, folder.name)
-        return TensorBoardLogger(*place, default_hp_metric=False, flush_secs=10, purge_step=forget)
+        return TensorBoardLogger(*place, default_hp_metric=False, flush_secs=10, purge_step=purge)
+
+    def check_unchanged(self) -> None:
+        """Raise a ``UserError`` if another command has saved to the file since it was read."""
+        if self.path.stat().st_mtime_ns != self.modified_ns:
+            raise UserError(f"{self.path} was changed by another command: repeat this command")
 
 
-def find_start(
-    settings: Namespace, dump: Callable[[], str], parser: LightningArgumentParser
-) -> Start | None:
-    """Return what to go on from, if anything, and say which settings are other ones now.
+def find_resume_point(checkpoint: Checkpoint, modified_ns: int, trainer: Namespace) -> ResumePoint:
+    """Return where a run resumes.
 
     Args:
-        settings: of ``fit``.
-        dump: writes the same as YAML.
-        parser: of ``fit``.
+        checkpoint: from which to resume.
+        modified_ns: modification time of its file.
+        trainer: settings of the trainer.
 
     Raises:
-        UserError: if it is no checkpoint, or nothing is left to do.
+        UserError: if the run has reached its last step.
     """
-    if not settings.ckpt_path:
-        return None
-    found = load_checkpoint(settings.ckpt_path, of_folder="last")
-    checkpoint, content = found.path, found.content
-    written = checkpoint.stat().st_mtime_ns
-    trainer, run = settings.trainer, run_of(checkpoint)
-    run = near(run) if run else None
-    step, last = content["global_step"], trainer.max_steps
-    evaluates = trainer.limit_val_batches != 0
-    owed = evaluates and is_owed(content, trainer.val_check_interval, last)
-    if 0 <= last <= step and not (owed and step == last):
-        way_on = f"`{command(run)} --trainer.max_steps MORE`" if run else "--trainer.max_steps MORE"
-        raise UserError(f"{checkpoint} is at step {step} of {last} already: go on with {way_on}")
-    if run:
-        usual = parser.dump(parser.get_defaults(), skip_none=False)
-        for line in differences(run.config.read_text(encoding="utf-8"), dump(), usual):
-            notice(line)
-    about = {name: content[name] for name in ("hyper_parameters", CORPUS_KEY)}
-    return Start(checkpoint, run, step, owed, about, written)
+    path, step, last = checkpoint.path, checkpoint.step, trainer.max_steps
+    run = run_of(path)
+    if run and run.folder.is_relative_to(Path.cwd()):
+        run = Run(run.folder.relative_to(Path.cwd()))
+    due = trainer.limit_val_batches != 0
+    due = due and evaluation_due(checkpoint.content, trainer.val_check_interval, last)
+    if 0 <= last <= step and not (due and step == last):
+        more = "--trainer.max_steps MORE"
+        more = f"`{resume_command(run)} {more}`" if run else more
+        raise UserError(f"{path} is at step {step} of {last} already: resume with {more}")
+    return ResumePoint(path, run, step, due, checkpoint.settings, checkpoint.corpus, modified_ns)
 
 
-def near(run: Run) -> Run:
-    """Name a run's folder as one would from here."""
-    here = Path.cwd()
-    inside = run.folder.is_relative_to(here)
-    return Run(run.folder.relative_to(here)) if inside else run
+def evaluation_due(content: Mapping[str, Any], interval: int, max_steps: int) -> bool:
+    """Return whether the step of a checkpoint has to be evaluated and was not.
 
-
-def is_owed(content: Mapping[str, Any], interval: int, max_steps: int) -> bool:
-    """Whether the evaluation of a checkpoint's step is due, every so many steps, and missing."""
+    Args:
+        content: of the checkpoint.
+        interval: optimizer steps between evaluations.
+        max_steps: the last step, which is always evaluated.
+    """
     step = content["global_step"]
-    recorded = [losses[0] for losses in content.get(KEY, {}).get("history", ())]
+    recorded = [losses[0] for losses in content.get(RUN_STATE_KEY, {}).get("history", ())]
     return (step % interval == 0 or step == max_steps) and step not in recorded
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of the generators that training draws from: a CPU's and the device's."""
+def get_random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of the global random generators of the CPU and of the device."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -115,7 +114,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put generators where they were; one that was not saved stays as it is."""
+    """Restore a state of the generators; one that is missing, as of another device, is skipped."""
     torch.set_rng_state(state["cpu"].cpu())
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
@@ -123,7 +122,7 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
         torch.mps.set_rng_state(state["mps"].cpu())
 
 
-def set_position(trainer: L.Trainer, step: int) -> None:
+def set_loop_counters(trainer: L.Trainer, step: int) -> None:
     """Set the counters of Lightning's loops to the end of an optimizer step."""
     loop = trainer.fit_loop.epoch_loop
     batches = step * trainer.accumulate_grad_batches
@@ -134,25 +133,29 @@ def set_position(trainer: L.Trainer, step: int) -> None:
     loop.on_load_checkpoint({"_batches_that_stepped": step})
 
 
-def use_settings(trainer: L.Trainer, settings: Mapping[str, Any], content: dict[str, Any]) -> None:
-    """Let the optimizer's settings of now replace those in a checkpoint's content.
+def override_optimizer_settings(
+    content: dict[str, Any], trainer: L.Trainer, hparams: Mapping[str, Any]
+) -> None:
+    """Replace the optimizer settings in the content of a checkpoint by the current ones.
 
     Args:
-        trainer: with its optimizer not yet built.
-        settings: of the model.
-        content: of the checkpoint, of which the optimizer and the scheduler will be loaded.
+        content: of the checkpoint, before Lightning loads the optimizer and the scheduler from it.
+        trainer: of the resumed run.
+        hparams: of the model.
     """
-    step, schedule = content["global_step"], settings["schedule"]
-    factor = learning_rate_factor(step, trainer.max_steps, schedule, settings["warmup_steps"])
-    rates = [peak * factor for peak in peaks(settings)]
+    step, peaks = content["global_step"], peak_learning_rates(hparams)
+    factor = learning_rate_factor(
+        step, trainer.max_steps, hparams["schedule"], hparams["warmup_steps"]
+    )
+    rates = [peak * factor for peak in peaks]
     groups = content["optimizer_states"][0]["param_groups"]
-    for group, peak, rate in zip(groups, peaks(settings), rates, strict=True):
+    for group, peak, rate in zip(groups, peaks, rates, strict=True):
         group.pop("initial_lr", None)
-        group |= {"lr": rate} | ({"initial_lr": peak} if is_scheduled(settings) else {})
-        group["weight_decay"] = settings["weight_decay"]
-        if "betas" in group:  # AdamW's
-            group["betas"] = tuple(settings["betas"])
+        group |= {"lr": rate} | ({"initial_lr": peak} if is_scheduled(hparams) else {})
+        group["weight_decay"] = hparams["weight_decay"]
+        if "betas" in group:  # AdamW
+            group["betas"] = tuple(hparams["betas"])
             group["fused"] = trainer.precision != "16-mixed"
-    scheduler = {"base_lrs": peaks(settings), "last_epoch": step, "_step_count": step + 1}
+    scheduler = {"base_lrs": peaks, "last_epoch": step, "_step_count": step + 1}
     scheduler |= {"_last_lr": rates, "lr_lambdas": [None] * len(rates)}
-    content["lr_schedulers"] = [scheduler] if is_scheduled(settings) else []
+    content["lr_schedulers"] = [scheduler] if is_scheduled(hparams) else []

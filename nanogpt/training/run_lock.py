@@ -1,43 +1,24 @@
-"""One training at a time in a run's folder."""
+"""A lock that lets only one command at a time train in a run folder."""
 
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import lightning as L
 from filelock import FileLock, Timeout
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from nanogpt.errors import UserError
 from nanogpt.notices import notice
-from nanogpt.training.resume import Start
 
-CANNOT_LOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # some file systems
-
-
-@contextmanager
-def held(trainer: L.Trainer, start: Start | None) -> Iterator[None]:
-    """Hold the folder of a run while it is trained, if it has one.
-
-    Raises:
-        UserError: if somebody else does, or has gone on with the run since its checkpoint was read.
-    """
-    if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
-        yield
-        return
-    with claimed(Path(trainer.logger.log_dir)):
-        if start and start.checkpoint.stat().st_mtime_ns != start.written:
-            raise UserError(f"{start.checkpoint} has been written anew meanwhile: run this again")
-        yield
+UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # some file systems have no locks
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, so that nobody else trains in it; the end of the process lets it go.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock a run folder; the lock ends with the process at the latest.
 
     Raises:
-        UserError: if another training does hold it.
+        UserError: if another command has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", blocking=False)
@@ -46,9 +27,9 @@ def claimed(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise UserError(f"another command trains in {folder}: wait for it, or stop it") from error
     except OSError as error:
-        if error.errno not in CANNOT_LOCK:
+        if error.errno not in UNSUPPORTED:
             raise
-        notice(f"{folder} cannot be locked here: let no other command train in it")
+        notice(f"{folder} cannot be locked: start no other command that trains in it")
     try:
         yield
     finally:

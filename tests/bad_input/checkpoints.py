@@ -1,7 +1,4 @@
-"""Checkpoints that are broken or hostile: what each is made of, as functions of a good one.
-
-A new one is a line here. Each gives the bytes of a file.
-"""
+"""Damaged and malicious checkpoints, as functions from the bytes of a valid one to others."""
 
 import io
 import os
@@ -17,11 +14,11 @@ from typing import Any
 
 import torch
 
-HARM = "harm was done"
+HARM = "harm was done"  # the file that malicious code creates
 
 
 class Harmful:
-    """What makes a file when it is unpickled the plain way."""
+    """Creates a file when it is unpickled by the standard unpickler."""
 
     def __init__(self, how: int = 0) -> None:
         self.how = how
@@ -44,7 +41,7 @@ def saved(value: Any, **settings: Any) -> bytes:
 def repacked(
     content: bytes, change: Callable[[str, bytes], bytes | None], method: int = zipfile.ZIP_STORED
 ) -> bytes:
-    """The same records, each changed, or left out where that gives None."""
+    """The same records, each changed, or omitted if ``change`` returns None."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", method) as new:
         for name in old.namelist():
@@ -54,7 +51,7 @@ def repacked(
 
 
 def pickled(content: bytes, program: bytes) -> bytes:
-    """A checkpoint whose pickle is another program."""
+    """The checkpoint with another pickle program."""
     return repacked(content, lambda name, old: program if name.endswith("data.pkl") else old)
 
 
@@ -94,7 +91,7 @@ SETTINGS = ("architecture", "block_size", "n_layer", "n_head", "n_embd", "head_s
 PARTS = ("state_dict", "hyper_parameters", "global_step", "CharDataModule")
 GIB = 2**30
 LONG = b"J" + struct.pack("<i", 2**31 - 1)  # an int, pushed
-# programs that ask for memory, code, or what is no plain value
+# programs that request memory, code, or objects other than plain values
 PROGRAMS: dict[str, bytes] = {
     "bytearray": calls("__builtin__", "bytearray", LONG + b"\x85"),
     "bytearray copied": calls(
@@ -109,7 +106,7 @@ PROGRAMS: dict[str, bytes] = {
     "eval": calls("__builtin__", "eval", b"X\x01\0\0\x001\x85"),
     "exec": calls("__builtin__", "exec", b"X\x01\0\0\x001\x85"),
     "getattr": calls("__builtin__", "getattr", b"X\x01\0\0\x001\x85"),
-    "our own class": calls("nanogpt.models", "GPT", LONG + b"\x85"),
+    "a model class": calls("nanogpt.models", "GPT", LONG + b"\x85"),
     "parameter": calls("torch.nn.parameter", "Parameter", LONG + b"\x85"),
     "quantised": calls("torch._utils", "_rebuild_qtensor", b")"),
     "sparse": calls("torch._utils", "_rebuild_sparse_tensor", b")"),
@@ -153,7 +150,7 @@ SAME: dict[str, Callable[[torch.Tensor], Any]] = {
 
 
 def cases(good: bytes) -> dict[str, Callable[[], bytes]]:  # noqa: C901
-    """All of them, by name."""
+    """Return all cases by name."""
     found: dict[str, Callable[[], bytes]] = {}
 
     whole = torch.load(io.BytesIO(good), weights_only=True)
@@ -173,11 +170,11 @@ def cases(good: bytes) -> dict[str, Callable[[], bytes]]:  # noqa: C901
         assert name not in found
         found[name] = make
 
-    chance = random.Random(1337)
+    generator = random.Random(1337)
     for length in sorted({*range(0, len(good), len(good) // 40), *range(1, 5), len(good) - 1}):
         add(f"cut at {length}", lambda length=length: good[:length])
-    for place in sorted(chance.sample(range(len(good)), 80)):
-        bit = 1 << chance.randrange(8)
+    for place in sorted(generator.sample(range(len(good)), 80)):
+        bit = 1 << generator.randrange(8)
         add(
             f"bit {bit} flipped at {place}",
             lambda p=place, b=bit: good[:p] + bytes([good[p] ^ b]) + good[p + 1 :],
@@ -190,14 +187,14 @@ def cases(good: bytes) -> dict[str, Callable[[], bytes]]:  # noqa: C901
         add(f"no {name}", lambda name=name: changed("hyper_parameters", name, ...))
         for kind, value in [*ODD.items(), *((str(size), size) for size in BIG)]:
             add(f"{name}: {kind}", lambda n=name, v=value: changed("hyper_parameters", n, v))
-    add("a billion laughs", lambda: changed("hyper_parameters", "n_layer", laughs()))
-    add("laughs elsewhere", lambda: changed(None, "extra", laughs()))
+    add("billion laughs", lambda: changed("hyper_parameters", "n_layer", laughs()))
+    add("billion laughs in an extra entry", lambda: changed(None, "extra", laughs()))
     for how in range(4):
         add(
             f"code {how} in the settings",
             lambda how=how: changed("hyper_parameters", "learning_rate", Harmful(how)),
         )
-        add(f"code {how} beside all", lambda how=how: changed(None, "extra", [Harmful(how)]))
+        add(f"code {how} in an extra entry", lambda how=how: changed(None, "extra", [Harmful(how)]))
         add(f"code {how} as a pickle", lambda how=how: pickle.dumps(Harmful(how)))
         add(f"code {how} in a tar", lambda how=how: tarred(pickle.dumps(Harmful(how))))
         add(

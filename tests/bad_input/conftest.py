@@ -1,4 +1,4 @@
-"""One folder with a trained run and odd files, in which every mistake is made."""
+"""One folder with a trained run and unusual files, in which all bad input is tested."""
 
 import os
 import shutil
@@ -28,9 +28,9 @@ FILES = {
 
 
 @pytest.fixture(scope="session")
-def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder: the files, a run, and its checkpoint once more."""
-    folder = tmp_path_factory.mktemp("furnished")
+def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder: the files, a run, and a copy of its checkpoint."""
+    folder = tmp_path_factory.mktemp("prepared")
     for name, content in FILES.items():
         (folder / name).write_bytes(content)
     before = Path.cwd()
@@ -44,7 +44,7 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workplace(alone: None, furnished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder, as the working one."""
-    monkeypatch.chdir(furnished)
-    return furnished
+def workplace(isolated: None, prepared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That folder, as the working directory."""
+    monkeypatch.chdir(prepared_folder)
+    return prepared_folder

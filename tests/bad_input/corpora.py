@@ -1,25 +1,22 @@
-"""Texts to train on: bytes, their encoding, and what the answer must name, or None if they are fine.
-
-A new one is a line here.
-"""
+"""Corpora: bytes, their encoding, and what the error must contain, or None if they are valid."""
 
 TEXT = "It is a truth universally acknowledged,\nthat a text in want of a model must be long.\n" * 9
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le",
              "utf-32-be", "latin-1", "cp1252", "ascii", "utf-7", "cp437", "mac-roman", "koi8-r",
              "shift_jis", "big5", "gb18030", "euc-kr", "iso-8859-15")  # fmt: skip
-NO_ENCODINGS = ("utf-9", "", "hex", "base64", "rot13", "zlib", "bz2", "quopri", "uu",
+UNKNOWN_ENCODINGS = ("utf-9", "", "hex", "base64", "rot13", "zlib", "bz2", "quopri", "uu",
                 "undefined", "None", "a/b", "../x", "é", "x" * 300)  # fmt: skip
-LONE = "\ud800"
+LONE_SURROGATE = "\ud800"
 NOT_UTF_8 = {
     "latin-1": "naïve".encode("latin-1"),
     "UTF-16": TEXT.encode("utf-16"),
     "UTF-32": TEXT.encode("utf-32"),
     "binary": bytes(range(256)) * 4,
     "a zip": b"PK\x03\x04\x14\x00\xff\xfe",
-    "a picture": b"\x89PNG\r\n\x1a\n",
+    "a PNG": b"\x89PNG\r\n\x1a\n",
     "a pickle": b"\x80\x02}q\x00.",
     "gzip": b"\x1f\x8b\x08\x00",
-    "a lone surrogate": LONE.encode("utf-8", "surrogatepass"),
+    "a lone surrogate": LONE_SURROGATE.encode("utf-8", "surrogatepass"),
     "a low surrogate": b"abc\xed\xb0\x80",
     "a pair of surrogates (CESU-8)": b"\xed\xa0\xbd\xed\xb8\x80",
     "overlong": b"\xc0\xaf",
@@ -31,14 +28,14 @@ NOT_UTF_8 = {
     "cut in an emoji": "🎭".encode()[:3],
     "a lead byte alone": b"a\xe2b",
     "0xff": b"\xff",
-    "another mark": b"\xfe\xff\0a",
+    "a big-endian byte order mark": b"\xfe\xff\0a",
 }
-ODD_UTF_16 = {
-    "a lone surrogate": (LONE.encode("utf-16-le", "surrogatepass"), "utf-16-le"),
+MALFORMED = {
+    "a lone surrogate": (LONE_SURROGATE.encode("utf-16-le", "surrogatepass"), "utf-16-le"),
     "a low surrogate, big": (b"\xdc\x00\0a", "utf-16-be"),
-    "an odd byte": (TEXT.encode("utf-16-le") + b"x", "utf-16-le"),
-    "an odd byte, marked": (TEXT.encode("utf-16") + b"x", "utf-16"),
-    "a surrogate in 32 bits": (LONE.encode("utf-32-le", "surrogatepass"), "utf-32-le"),
+    "an odd number of bytes": (TEXT.encode("utf-16-le") + b"x", "utf-16-le"),
+    "an odd number of bytes, with a byte order mark": (TEXT.encode("utf-16") + b"x", "utf-16"),
+    "a surrogate in 32 bits": (LONE_SURROGATE.encode("utf-32-le", "surrogatepass"), "utf-32-le"),
     "beyond Unicode in 32 bits": (b"\0\0\x11\0", "utf-32-le"),
     "three bytes of four": (TEXT.encode("utf-32-le")[:-1], "utf-32-le"),
     "broken UTF-7": (b"+AAAA\xff", "utf-7"),
@@ -47,22 +44,22 @@ ODD_UTF_16 = {
     "not cp1252": (b"\x81", "cp1252"),
 }
 SHORT = {
-    "nothing": "", "a space": " ", "a line break": "\n", "blanks": " \t\n\r\v\f", "one character": "a",
-    "two": "ab", "as long as a block": "abcdefgh", "a block and one": "abcdefghi",
-    "no val split": "abcdefghi" * 2, "a val split that is too short": "ab" * 40, "NUL": "\0",
-    "a mark": "\ufeff", "two marks": "\ufeff\ufeff", "an emoji": "🎭", "line breaks": "\r\n" * 20,
+    "nothing": "", "a space": " ", "a line break": "\n", "whitespace": " \t\n\r\v\f", "one character": "a",
+    "two": "ab", "as long as a block": "abcdefgh", "a block and one character": "abcdefghi",
+    "too short for a val split": "abcdefghi" * 2, "a val split shorter than a block": "ab" * 40, "NUL": "\0",
+    "a byte order mark": "\ufeff", "two byte order marks": "\ufeff\ufeff", "an emoji": "🎭", "line breaks": "\r\n" * 20,
 }  # fmt: skip
-FINE = {
-    "Windows' line ends": TEXT.replace("\n", "\r\n"),
-    "old line ends": TEXT.replace("\n", "\r"),
-    "mixed line ends": "a\r\nb\rc\n\r" * 60,
-    "a mark": "\ufeff" + TEXT,
-    "marks inside": "a\ufeffb" * 60,
+VALID = {
+    "Windows line endings": TEXT.replace("\n", "\r\n"),
+    "old Mac line endings": TEXT.replace("\n", "\r"),
+    "mixed line endings": "a\r\nb\rc\n\r" * 60,
+    "a byte order mark": "\ufeff" + TEXT,
+    "byte order marks inside": "a\ufeffb" * 60,
     "NULs": "a\0b" * 90,
     "only NULs": "\0" * 200,
     "one character, repeated": "a" * 200,
     "only line breaks": "\n" * 200,
-    "only blanks": " \t" * 100,
+    "only spaces and tabs": " \t" * 100,
     "no line break": "abcdefgh" * 30,
     "emoji": "🎭a" * 100,
     "combining": "e\u0301" * 100,
@@ -78,11 +75,11 @@ FINE = {
 
 CORPORA: dict[str, tuple[bytes, str, str | None]] = {
     **{f"not UTF-8: {name}": (raw, "utf-8", "--data.encoding") for name, raw in NOT_UTF_8.items()},
-    **{f"odd: {name}": (*given, "--data.encoding") for name, given in ODD_UTF_16.items()},
-    **{f"no encoding {e[:20]!r}": (TEXT.encode(), e, "try utf-8") for e in NO_ENCODINGS},
+    **{f"malformed: {name}": (*given, "--data.encoding") for name, given in MALFORMED.items()},
+    **{f"unknown encoding {e[:20]!r}": (TEXT.encode(), e, "try utf-8") for e in UNKNOWN_ENCODINGS},
     **{f"short: {name}": (text.encode(), "utf-8", "text") for name, text in SHORT.items()},
-    **{f"fine: {name}": (text.encode(), "utf-8", None) for name, text in FINE.items()},
-    **{f"fine: in {e}": (TEXT.encode(e), e, None) for e in ENCODINGS},
+    **{f"valid: {name}": (text.encode(), "utf-8", None) for name, text in VALID.items()},
+    **{f"valid: in {e}": (TEXT.encode(e), e, None) for e in ENCODINGS},
     "short: in UTF-16": (b"\xff\xfe", "utf-16", "empty"),
     "short: in UTF-32": (b"\xff\xfe\0\0", "utf-32", "empty"),
 }  # fmt: skip
@@ -101,6 +98,6 @@ NAMES = (
     "a,b",
     "x" * 200,
 )
-NO_FILES = ("missing", "", ".", "..", "/", "a\0b", "n" * 300, "there/../missing", "text/below", "pipe",
+NOT_FILES = ("missing", "", ".", "..", "/", "a\0b", "n" * 300, "there/../missing", "text/below", "pipe",
             "loop", "/dev/zero", "/dev/full", "/dev/tty", "folder", "dangling", "tiny_shakspeare",
             "http://127.0.0.1:1/x", "~/missing", "*")  # fmt: skip

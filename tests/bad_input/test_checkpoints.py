@@ -1,4 +1,4 @@
-"""A checkpoint is refused in one line, or gives the very model; its code never runs."""
+"""A checkpoint is refused in one line or loads the same model; code in it never runs."""
 
 import ast
 import subprocess
@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from nanogpt.errors import UserError
-from nanogpt.generation import loading
-from nanogpt.generation.checkpoint import load_model
+from nanogpt.generation import checkpoint as checkpoint_module
+from nanogpt.generation.checkpoint import read_checkpoint
 from tests.bad_input.checkpoints import HARM, PROGRAMS, SAME, cases, saved
 from tests.command_lines import Run, is_one_line
 
@@ -20,47 +20,47 @@ MUST_LOAD = [f"tensor: {name}" for name in SAME if name != "parameter"]
 
 
 def load_all(good: Path) -> tuple[dict[str, str], set[str]]:
-    """Load each in turn; return what was said of those refused, and the names of the others."""
-    model, tokenizer = load_model(good)
+    """Load all cases; return the errors of the refused ones, and the names of the others."""
+    expected = read_checkpoint(good)
     refused, loaded = {}, set()
     path = Path("case.ckpt")
     for name, make in cases(good.read_bytes()).items():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of making odd tensors
+            warnings.simplefilter("ignore")  # torch warns about some of the tensors
             path.write_bytes(make())
         try:
-            found, of = load_model(path)
+            checkpoint = read_checkpoint(path)
         except UserError as error:
             refused[name] = str(error)
         else:
             loaded.add(name)
-            weights, same = found.state_dict(), model.state_dict()
+            weights, same = checkpoint.model.state_dict(), expected.model.state_dict()
             differ = [n for n in same if not torch.equal(weights[n], same[n])]
             assert differ in ([], ["token_embedding.weight"] * name.startswith("tensor: ")), name
             assert not differ or "expanded" in name, name
-            assert of.vocabulary == tokenizer.vocabulary
+            assert checkpoint.tokenizer.vocabulary == expected.tokenizer.vocabulary
         assert not Path(HARM).exists(), name
     return refused, loaded
 
 
-def test_each_is_refused_or_loads_equal_within_a_gigabyte(furnished: Path) -> None:
-    """In a process of its own, since what it measures is the most that a process ever took."""
+def test_all_cases_are_refused_or_load_equal_in_less_than_a_gigabyte(prepared_folder: Path) -> None:
+    """Runs in a separate process to measure its peak memory."""
     code = (
         "import resource, sys\nfrom pathlib import Path\n"
         "from tests.bad_input import test_checkpoints as tests\n"
         "refused, loaded = tests.load_all(Path(sys.argv[1]))\n"
         "assert len(refused) + len(loaded) >= 400, (len(refused), len(loaded))\n"
         "assert len(refused) >= 300, len(refused)\n"
-        "for name, said in refused.items():\n"
-        "    assert '\\n' not in said and len(said) < 400, (name, said)\n"
-        "    assert 'not a checkpoint of this project' in said, (name, said)\n"
+        "for name, error in refused.items():\n"
+        "    assert '\\n' not in error and len(error) < 400, (name, error)\n"
+        "    assert 'is not a checkpoint of this' in error, (name, error)\n"
         "assert set(tests.MUST_LOAD) <= loaded, loaded\n"
-        "most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20\n"
-        "print(f'{len(refused)} refused, {len(loaded)} loaded, {most:.2f} GB')\n"
-        "assert most < 1, most\n"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20\n"
+        "print(f'{len(refused)} refused, {len(loaded)} loaded, {peak:.2f} GiB')\n"
+        "assert peak < 1, peak\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(furnished / "best.ckpt")],
+        [sys.executable, "-c", code, str(prepared_folder / "best.ckpt")],
         env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -70,12 +70,12 @@ def test_each_is_refused_or_loads_equal_within_a_gigabyte(furnished: Path) -> No
     assert "refused" in done.stdout
 
 
-def test_weights_only_alone_keeps_code_out(
+def test_weights_only_blocks_code_without_vetting(
     workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Were the vetting to let everything pass, PyTorch would still run nothing."""
+    """Even if vetting accepted every file, PyTorch would not run code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loading, "vet", lambda _: None)
+    monkeypatch.setattr(checkpoint_module, "vet", lambda _: None)
     path, tried = Path("case.ckpt"), 0
     for name, make in cases((workplace / "best.ckpt").read_bytes()).items():
         if "code" not in name:
@@ -83,12 +83,12 @@ def test_weights_only_alone_keeps_code_out(
         tried += 1
         path.write_bytes(make())
         with pytest.raises(UserError):
-            load_model(path)
+            read_checkpoint(path)
         assert not Path(HARM).exists(), name
     assert tried >= 20
 
 
-def test_nothing_is_loaded_any_other_way() -> None:
+def test_every_torch_load_uses_weights_only() -> None:
     for path in [*(ROOT / "nanogpt").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "load"):
@@ -101,7 +101,7 @@ COMMANDS = (["predict"], ["validate"], ["score", "--text=text.txt"], ["fit", "--
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
-def test_every_command_refuses_it_in_one_line(
+def test_every_command_refuses_a_damaged_checkpoint_in_one_line(
     run: Run, workplace: Path, tmp_path: Path, command: list[str]
 ) -> None:
     content = torch.load(workplace / "best.ckpt", weights_only=True)

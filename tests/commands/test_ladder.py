@@ -1,4 +1,4 @@
-"""``ladder`` runs its rungs one after the other and ends in a table and a chart."""
+"""``ladder`` trains the stages in order and writes a table and a chart."""
 
 import re
 import statistics
@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from nanogpt.insight import gallery
+from nanogpt.commands import ladder
+from nanogpt.insight import run_report
 from nanogpt.insight.reference import Losses
-from nanogpt.training import ladder
+from nanogpt.resources import CONFIGS
 from tests.command_lines import Outcome, Run
 from tests.training.oracles import curves
 
@@ -18,9 +19,9 @@ FOLDER = Path("lightning_logs") / "ladder" / "version_0"
 
 @pytest.fixture
 def climb(run: Run, text: str, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a ladder of a few steps on a small text."""
-    monkeypatch.setattr(gallery, "SAMPLES", 2)
-    monkeypatch.setattr(gallery, "SAMPLE_CHARACTERS", 10)
+    """Run the ladder with two steps per stage on a small text."""
+    monkeypatch.setattr(run_report, "SAMPLES", 2)
+    monkeypatch.setattr(run_report, "SAMPLE_CHARACTERS", 10)
 
     def climb(*options: str) -> Outcome:
         small = ("--trainer.max_steps=2", "--data.batch_size=2", "--trainer.accelerator=cpu")
@@ -30,6 +31,7 @@ def climb(run: Run, text: str, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def rows(out: str) -> dict[str, list[str]]:
+    """Return the cells of the printed table by the number of the stage."""
     return {
         row[0][:2]: row[1:]
         for row in (re.split(r" {2,}", line) for line in out.splitlines())
@@ -37,10 +39,10 @@ def rows(out: str) -> dict[str, list[str]]:
     }
 
 
-def test_it_runs_every_config_in_order_and_tells_what_each_adds(climb: Run) -> None:
+def test_all_stages_run_in_order_with_their_descriptions(climb: Run) -> None:
     done = climb("--card=false")
     assert done.code == 0, done.err
-    paths = sorted(ladder.CONFIGS.glob("*.yaml"))
+    paths = sorted(CONFIGS.glob("ladder/*.yaml"))
     table = rows(done.out)
     assert list(table) == [path.name[:2] for path in paths]
     for path, (parameters, _, *_, adds) in zip(paths, table.values(), strict=True):
@@ -50,34 +52,34 @@ def test_it_runs_every_config_in_order_and_tells_what_each_adds(climb: Run) -> N
         assert f"{min(recorded.values()):.4f}" == loss
 
 
-def test_it_leaves_a_table_and_a_chart_and_every_run_with_its_card(climb: Run) -> None:
-    done = climb("--rungs=3,4")
+def test_report_chart_and_cards_are_written(climb: Run) -> None:
+    done = climb("--stages=3,4")
     assert sorted(path.parent.name for path in FOLDER.glob("*/card.md")) == ["03_head", "04_heads"]
     page = (FOLDER / "ladder.md").read_text(encoding="utf-8")
     for cells in rows(done.out).values():
         assert f"| {cells[-1]} |" in page
-    assert "--rungs" in page
+    assert "--stages" in page
     with Image.open(FOLDER / "ladder.png") as picture:
         assert picture.width > 1000
 
 
-def test_changes_are_between_neighbours_and_a_rise_is_told_with_its_reason(
+def test_changes_are_relative_to_the_previous_stage_and_increases_are_explained(
     climb: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([1.0, 3.0, 2.5, 2.75])
-    monkeypatch.setattr(ladder, "best", lambda _: Losses(2, 0.0, next(losses)))
-    done = climb("--card=false", "--rungs=1,2,3,6")
+    monkeypatch.setattr(ladder, "best_losses", lambda _: Losses(2, 0.0, next(losses)))
+    done = climb("--card=false", "--stages=1,2,3,6")
     table = rows(done.out)
     assert [row[1] for row in table.values()] == ["1.0000", "3.0000", "2.5000", "2.7500"]
     assert [row[2] for row in table.values()][1:] == ["+2.0000", "-0.5000", "+0.2500"]
-    told = " ".join(done.out.split())
-    assert "02 average does not lower the val loss. It does worse than the bigram:" in told
-    assert "06 layers does not lower the val loss. Depth alone does not help:" in told
-    assert "03 head does not" not in told
+    printed = " ".join(done.out.split())
+    assert "02 average does not lower the val loss. It scores worse than the bigram:" in printed
+    assert "06 layers does not lower the val loss. Depth alone does not help:" in printed
+    assert "03 head does not" not in printed
 
 
-def test_seeds_give_means_and_spreads(climb: Run) -> None:
-    done = climb("--rungs=4", "--seeds=3", "--card=false")
+def test_mean_and_standard_deviation_over_seeds(climb: Run) -> None:
+    done = climb("--stages=4", "--seeds=3", "--card=false")
     folders = [FOLDER / f"04_heads_{seed}" for seed in (1337, 1338, 1339)]
     losses = [min(curves(folder)["loss/val"].values()) for folder in folders]
     assert len(set(losses)) == 3
@@ -86,12 +88,12 @@ def test_seeds_give_means_and_spreads(climb: Run) -> None:
     assert stated in (FOLDER / "ladder.md").read_text(encoding="utf-8")
 
 
-def test_a_second_ladder_leaves_the_first_alone_and_neither_is_the_newest_run(
+def test_second_ladder_does_not_change_the_first_and_neither_is_the_newest_run(
     climb: Run, run: Run
 ) -> None:
-    climb("--rungs=1", "--card=false")
+    climb("--stages=1", "--card=false")
     before = (FOLDER / "ladder.md").read_bytes()
-    climb("--rungs=2", "--card=false")
+    climb("--stages=2", "--card=false")
     assert (FOLDER / "ladder.md").read_bytes() == before
     assert (FOLDER.with_name("version_1") / "02_average").is_dir()
     assert run("predict").code == 2
@@ -100,13 +102,14 @@ def test_a_second_ladder_leaves_the_first_alone_and_neither_is_the_newest_run(
 
 
 @pytest.mark.parametrize(
-    ("options", "way_out"),
+    ("options", "expected"),
     [
         (("--seeds=0",), "at least 1"),
         (("--seeds=x",), "invalid int value"),
-        (("--rungs=0",), "from 1 to 9"),
-        (("--rungs=one",), "from 1 to 9"),
-        (("--rungs=",), "from 1 to 9"),
+        (("--stages=0",), "from 1 to 9"),
+        (("--stages=one",), "from 1 to 9"),
+        (("--stages=",), "from 1 to 9"),
+        (("--rungs=3",), "did you mean --stages?"),
         (("--config=x.yaml",), "leave it out"),
         (("--seed_everything", "3"), "leave it out"),
         (("--ckpt_path=best",), "leave it out"),
@@ -115,29 +118,31 @@ def test_a_second_ladder_leaves_the_first_alone_and_neither_is_the_newest_run(
         (("--trainer.limit_val_batches=0",), "evaluat"),
     ],
 )
-def test_a_mistake_is_one_line(climb: Run, options: tuple[str, ...], way_out: str) -> None:
+def test_mistake_gets_a_one_line_error(climb: Run, options: tuple[str, ...], expected: str) -> None:
     done = climb("--card=false", *options)
     assert done.code == 2
     (line,) = done.err.splitlines()
     assert line.startswith("error: ")
-    assert way_out in line
+    assert expected in line
     assert not done.out
     if "limit_val_batches" not in options[0]:
         assert not Path("lightning_logs").exists()
 
 
-def test_without_a_network_the_stand_in_is_announced_once(run: Run) -> None:
-    done = run("ladder", "--rungs=1,2", "--trainer.max_steps=1", "--card=false")
+def test_replaced_corpus_is_announced_once(run: Run) -> None:
+    done = run("ladder", "--stages=1,2", "--trainer.max_steps=1", "--card=false")
     assert done.code == 0, done.err
-    assert done.err.count("stands in for it") == 1
-    assert "standing in for tiny_shakespeare" in (FOLDER / "ladder.md").read_text(encoding="utf-8")
+    assert done.err.count("The built-in pastiche replaces it") == 1
+    assert "pastiche instead of tiny_shakespeare" in (FOLDER / "ladder.md").read_text(
+        encoding="utf-8"
+    )
 
 
-def test_without_a_network_nothing_stands_in_that_may_not(run: Run) -> None:
-    done = run("ladder", "--rungs=1", "--trainer.max_steps=1", "--data.offline_corpus=null")
+def test_missing_corpus_without_a_replacement_is_an_error(run: Run) -> None:
+    done = run("ladder", "--stages=1", "--trainer.max_steps=1", "--data.offline_corpus=null")
     assert done.code == 2
     assert "not on this machine" in done.err
 
 
-def test_rungs_are_run_once_each_and_in_order(climb: Run) -> None:
-    assert list(rows(climb("--rungs=4,1,4", "--card=false").out)) == ["01", "04"]
+def test_stages_are_run_once_each_and_in_order(climb: Run) -> None:
+    assert list(rows(climb("--stages=4,1,4", "--card=false").out)) == ["01", "04"]

@@ -1,4 +1,4 @@
-"""The commands as a user types them, and what a mistake gets."""
+"""The entry point: help, dispatch, fit and validate, and one-line errors."""
 
 import subprocess
 import sys
@@ -6,34 +6,108 @@ from pathlib import Path
 
 import pytest
 
+import nanogpt
+from nanogpt.notices import program
+from nanogpt.resources import CONFIGS, shipped_configs
 from nanogpt.text.pastiche import pastiche
-from tests.command_lines import CONFIGS, Run, is_one_line
+from tests.command_lines import Run, is_one_line
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
-def test_help_needs_no_heavy_import() -> None:
-    code = (
-        "import sys; sys.argv = ['cli.py', '--help']\n"
+def run_in_clone(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the repository's folder."""
+    command = [sys.executable, *argv]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [(["--help"], 0), (["--version"], 0), (["predcit"], 2), (["fit"], 2), (["fit", "-c", "x"], 2)],
+    ids=str,
+)
+def test_help_and_mistakes_need_no_heavy_import(argv: list[str], code: int) -> None:
+    script = (
+        f"import sys; sys.argv = ['cli.py', *{argv}]\n"
         "try: import runpy; runpy.run_path('cli.py', run_name='__main__')\n"
-        "except SystemExit as end: assert end.code == 0\n"
-        "assert not {'torch', 'lightning', 'jsonargparse'} & sys.modules.keys()\n"
+        f"except SystemExit as end: assert end.code == {code}\n"
+        "assert not {'torch', 'numpy', 'lightning', 'jsonargparse'} & sys.modules.keys()\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "fit" in done.stdout
-    assert "predict" in done.stdout
+    done = run_in_clone("-c", script)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("started", "expected"),
+    [
+        ("cli.py", "python cli.py"),
+        ("/a folder/cli.py", "python '/a folder/cli.py'"),
+        ("/usr/bin/nanogpt", "nanogpt"),
+        ("/usr/lib/nanogpt/__main__.py", "python -m nanogpt"),
+        ("", "nanogpt"),
+    ],
+)
+def test_messages_name_the_program_as_it_was_started(
+    started: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [started])
+    assert program() == expected
+
+
+def test_help_names_the_program(run: Run) -> None:
+    assert "usage: python cli.py COMMAND" in run().out
+    assert run("--help").out == run("-h").out == run("help").out == run().out
+    assert run_in_clone("cli.py").stdout == run().out
+    installed = run_in_clone("-m", "nanogpt").stdout
+    assert installed == run().out.replace("python cli.py", "python -m nanogpt")
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "predict", "score", "ladder"])
+def test_help_of_a_command_names_the_program(run: Run, command: str) -> None:
+    outcome = run(command, "--help")
+    assert outcome.code == 0
+    assert f"usage: python cli.py {command}" in outcome.out.replace("[options] ", "")
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").out == f"nanogpt {nanogpt.__version__}\n"
 
 
 def test_fit_without_a_config_lists_the_configs(run: Run) -> None:
     outcome = run("fit")
     assert outcome.code == 2
-    for config in CONFIGS.glob("*.yaml"):
-        assert config.name in outcome.err
+    for name, path in shipped_configs().items():
+        first_line = path.read_text(encoding="utf-8").splitlines()[0]
+        assert f"  {name} " in outcome.err
+        assert first_line.removeprefix("# ") in outcome.err
 
 
-def test_fit_leaves_a_run_and_says_where(fit: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--config", "ladder/01_bigram"),
+        ("--config=01_bigram",),
+        ("-c", "configs/ladder/01_bigram.yaml"),
+        ("--config", str(CONFIGS / "ladder" / "01_bigram.yaml")),
+    ],
+    ids=str,
+)
+def test_config_by_name_or_path(run: Run, text: str, given: tuple[str, ...]) -> None:
+    outcome = run("fit", *given, f"--data.corpus={text}", "--print_config")
+    assert outcome.code == 0, outcome.err
+    assert "architecture: bigram" in outcome.out
+    assert "max_steps: 5000" in outcome.out
+
+
+def test_configs_are_merged_in_order(run: Run, text: str) -> None:
+    Path("my.yaml").write_text("trainer: {max_steps: 7}")
+    outcome = run("fit", "--config", "quickstart", "--config=my.yaml", "--print_config")
+    assert outcome.code == 0, outcome.err
+    assert "architecture: modern" in outcome.out
+    assert "max_steps: 7" in outcome.out
+
+
+def test_fit_writes_a_run_folder_and_prints_its_path(fit: Run, tmp_path: Path) -> None:
     outcome = fit()
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
@@ -48,7 +122,7 @@ def test_fit_leaves_a_run_and_says_where(fit: Run, tmp_path: Path) -> None:
     assert "lightning_logs/version_0" in outcome.out.replace("\\", "/")
 
 
-def test_a_second_fit_leaves_the_first_alone(fit: Run, tmp_path: Path) -> None:
+def test_second_fit_does_not_change_the_first_run(fit: Run, tmp_path: Path) -> None:
     fit()
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     fit("--seed_everything=1")
@@ -56,9 +130,9 @@ def test_a_second_fit_leaves_the_first_alone(fit: Run, tmp_path: Path) -> None:
     assert (tmp_path / "lightning_logs" / "version_1" / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_predict_prints_text_alone(fit: Run, run: Run, text: str, tmp_path: Path) -> None:
+def test_predict_prints_only_text(fit: Run, run: Run, text: str, tmp_path: Path) -> None:
     fit()
-    (tmp_path / text).unlink()  # neither the text nor the config is needed any more
+    (tmp_path / text).unlink()  # predict does not need the corpus
     outcome = run("predict", "--max_new_tokens=20")
     assert outcome.code == 0, outcome.err
     assert len(outcome.out) == 20 + 1  # and a line break
@@ -68,19 +142,19 @@ def test_predict_prints_text_alone(fit: Run, run: Run, text: str, tmp_path: Path
     assert run("predict", "--max_new_tokens=20", "--seed=7").out != outcome.out
 
 
-def test_predict_takes_the_newest_run_by_number(fit: Run, run: Run, tmp_path: Path) -> None:
+def test_predict_uses_the_run_with_the_highest_number(fit: Run, run: Run, tmp_path: Path) -> None:
     fit()
     logs = tmp_path / "lightning_logs"
     (logs / "version_0").rename(logs / "version_9")
     fit()
     (logs / "version_10" / "checkpoints" / "best.ckpt").rename(tmp_path / "away.ckpt")
-    (logs / "version_11").mkdir()  # newer, and without a checkpoint
+    (logs / "version_11").mkdir()  # newer, but without a checkpoint
     assert "version_10" in run("predict", "--max_new_tokens=1").err
     for path in (str(tmp_path / "away.ckpt"), str(logs / "version_9"), "last"):
         assert run("predict", "--max_new_tokens=1", f"--ckpt_path={path}").code == 0
 
 
-def test_validate_repeats_what_fit_printed(fit: Run, run: Run) -> None:
+def test_validate_prints_the_losses_that_fit_printed(fit: Run, run: Run) -> None:
     printed = fit("--trainer.max_steps=4").out
     train, val = next(
         line.split(": ")[1].split(", ") for line in printed.splitlines() if "step 4:" in line
@@ -92,7 +166,9 @@ def test_validate_repeats_what_fit_printed(fit: Run, run: Run) -> None:
     assert "bits per character" in outcome.out
 
 
-def test_validate_takes_a_checkpoint_from_anywhere(fit: Run, run: Run, tmp_path: Path) -> None:
+def test_validate_accepts_a_checkpoint_outside_a_run_folder(
+    fit: Run, run: Run, tmp_path: Path
+) -> None:
     fit()
     before = run("validate").out.splitlines()[1:]
     (tmp_path / "lightning_logs/version_0/checkpoints/best.ckpt").rename(tmp_path / "my.ckpt")
@@ -101,18 +177,18 @@ def test_validate_takes_a_checkpoint_from_anywhere(fit: Run, run: Run, tmp_path:
     assert outcome.out.splitlines()[1:] == before
 
 
-def test_a_stand_in_is_announced_and_recorded(fit: Run, run: Run, tmp_path: Path) -> None:
+def test_replaced_corpus_is_announced_and_recorded(fit: Run, run: Run, tmp_path: Path) -> None:
     outcome = fit("--data.corpus=tiny_shakespeare", "--reference=bigram", "--trainer.max_steps=2")
     assert outcome.code == 0
-    assert "pastiche stands in" in outcome.err
-    assert "not compared with the reference" in outcome.out
+    assert "The built-in pastiche replaces it" in outcome.err
+    assert "no comparison with the reference" in outcome.out
     hparams = (tmp_path / "lightning_logs/version_0/hparams.yaml").read_text(encoding="utf-8")
     assert "corpus_name: pastiche" in hparams
     assert "corpus_stands_in_for: tiny_shakespeare" in hparams
     assert "on pastiche" in run("validate").out
 
 
-def test_without_a_stand_in_there_is_an_error(fit: Run) -> None:
+def test_missing_corpus_without_a_replacement_is_an_error(fit: Run) -> None:
     outcome = fit("--data.corpus=tiny_shakespeare", "--data.offline_corpus=null")
     assert outcome.code == 2
     assert is_one_line(outcome.err)
@@ -121,7 +197,7 @@ def test_without_a_stand_in_there_is_an_error(fit: Run) -> None:
 
 
 MISTAKES = [
-    # options, what the line must say
+    # options, expected part of the error
     (["--trainer.max_step=3"], "--trainer.max_steps"),
     (["--model.n_layr", "3"], "--model.n_layer"),
     (["--foo=3"], "--foo"),
@@ -153,12 +229,14 @@ MISTAKES = [
     (["--reference=gpt3"], "gpt10m"),
     (["--trainer.devices=many"], "devices"),
     (["--config=trainer.yaml"], "trainer cannot be 3"),
-    (["--config=model.yaml"], "below `model:`"),
+    (["--config=model.yaml"], "model is a section of settings"),
 ]
 
 
-@pytest.mark.parametrize(("options", "says"), MISTAKES, ids=lambda value: str(value)[:40])
-def test_a_mistake_gets_one_line(fit: Run, tmp_path: Path, options: list[str], says: str) -> None:
+@pytest.mark.parametrize(("options", "expected"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_mistake_gets_a_one_line_error(
+    fit: Run, tmp_path: Path, options: list[str], expected: str
+) -> None:
     (tmp_path / "empty.txt").touch()
     (tmp_path / "binary.txt").write_bytes(b"abc\xff")
     (tmp_path / "typo.yaml").write_text("model:\n  n_layr: 3\n")
@@ -168,24 +246,24 @@ def test_a_mistake_gets_one_line(fit: Run, tmp_path: Path, options: list[str], s
     outcome = fit(*options)
     assert outcome.code == 2
     assert is_one_line(outcome.err), outcome.err
-    assert says in outcome.err
+    assert expected in outcome.err
     assert not (tmp_path / "lightning_logs").exists()
 
 
 @pytest.mark.parametrize("command", ["predict", "validate"])
-def test_without_a_run_the_way_to_one_is_shown(run: Run, command: str) -> None:
+def test_error_without_a_run_names_the_command_that_trains_one(run: Run, command: str) -> None:
     outcome = run(command)
     assert outcome.code == 2
     assert is_one_line(outcome.err)
-    assert "fit --config" in outcome.err
+    assert "`python cli.py fit --config quickstart`" in outcome.err
 
 
-def test_an_unknown_command_gets_the_nearest(run: Run) -> None:
+def test_unknown_command_gets_a_suggestion(run: Run) -> None:
     assert "did you mean predict?" in run("predcit").err
     assert run().code == 0
 
 
-def test_a_closed_stdin_holds_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_stdin_is_an_empty_text(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)  # as after <&-
     outcome = run("score", "--text=-")
     assert outcome.code == 2

@@ -1,4 +1,4 @@
-"""``predict`` as a user types it: text on stdout, all else on stderr, and a quiet end."""
+"""``predict``: text on stdout, all else on stderr, interrupts and one-line errors."""
 
 import io
 import os
@@ -10,27 +10,24 @@ from typing import Any
 import pytest
 import torch
 
+from nanogpt.commands import predict
 from nanogpt.commands.main import main
-from nanogpt.generation import generate as generating
-from nanogpt.generation import predict
+from nanogpt.generation import generate as generate_module
 from nanogpt.generation.generate import generate, generate_many, load
-from nanogpt.generation.checkpoint import SETTINGS
-from nanogpt.generation.sampling import SamplingRule
-from nanogpt.models import GPT
+from nanogpt.models import build_model
 from tests.command_lines import Outcome, Run, is_one_line
 from tests.models.oracles import DIVIDING, loud
 
 LETTERS = "\n abcdefgé🎭"
-SIZE: dict[str, Any] = {**DIVIDING, "block_size": 8}
+SETTINGS: dict[str, Any] = {**DIVIDING, "block_size": 8, "vocab_size": len(LETTERS)}
 BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A checkpoint as `fit` writes one, but of a model that nobody had to train."""
-    size = {**SIZE, "vocab_size": len(LETTERS)}
-    weights = loud(GPT(**size)).float().state_dict()
-    hparams = {"architecture": "gpt", "vocabulary": LETTERS, **dict.fromkeys(SETTINGS), **size}
+    """A checkpoint in the format of `fit`, of a model with random weights."""
+    weights = loud(build_model("gpt", **SETTINGS)).float().state_dict()
+    hparams = {"architecture": "gpt", "vocabulary": LETTERS, **SETTINGS}
     content = {
         "state_dict": {f"net.{name}": weight for name, weight in weights.items()},
         "hyper_parameters": hparams,
@@ -44,7 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def sample(checkpoint: bytes, run: Run) -> Run:
-    """Run ``predict`` in a folder with one run, in float32."""
+    """Run ``predict`` with fp32 weights in a folder with one run."""
     BEST.parent.mkdir(parents=True)
     BEST.write_bytes(checkpoint)
 
@@ -55,26 +52,27 @@ def sample(checkpoint: bytes, run: Run) -> Run:
 
 
 def text(prompt: str = "", n: int = 500, **settings: Any) -> str:
-    return prompt + "".join(generate(load("best", "fp32"), prompt, n, **settings))
+    """Return the prompt and the text that ``generate`` returns."""
+    model = load("best", "fp32")
+    return prompt + "".join(generate(model, prompt, max_new_tokens=n, **settings))
 
 
-def type_in(monkeypatch: pytest.MonkeyPatch, typed: str | bytes) -> None:
-    """Give standard input what a user types, or another program writes."""
-    raw = typed if isinstance(typed, bytes) else typed.encode()
+def set_stdin(monkeypatch: pytest.MonkeyPatch, content: str | bytes) -> None:
+    raw = content if isinstance(content, bytes) else content.encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8"))
 
 
 # text
 
 
-def test_stdout_is_the_librarys_text_and_stderr_says_where_from(sample: Run) -> None:
+def test_stdout_is_the_text_of_generate_and_stderr_names_the_checkpoint(sample: Run) -> None:
     outcome = sample("--prompt=abc", "--max_new_tokens=30", "--seed=5")
     assert outcome.code == 0
     assert outcome.out == text("abc", 30, seed=5) + "\n"
     assert outcome.err == f"sampling from {BEST}\n"
 
 
-def test_by_default_500_characters_follow_a_line_break(sample: Run) -> None:
+def test_default_is_500_characters_after_a_line_break(sample: Run) -> None:
     out = sample().out
     assert out.startswith(text("", 20))
     assert len(out) == 501
@@ -83,9 +81,9 @@ def test_by_default_500_characters_follow_a_line_break(sample: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "settings"),
     [
-        (["--temperature=0.7", "--top_k=4"], {"rule": SamplingRule(0.7, 4)}),
-        (["--top_p=0.6"], {"rule": SamplingRule(top_p=0.6)}),
-        (["--temperature=0"], {"rule": SamplingRule(0.0)}),
+        (["--temperature=0.7", "--top_k=4"], {"temperature": 0.7, "top_k": 4}),
+        (["--top_p=0.6"], {"top_p": 0.6}),
+        (["--temperature=0"], {"temperature": 0.0}),
         (["--context=exact"], {"context": "exact"}),
         (["--stop=a"], {"stop": ["a"]}),
         (["--stop=dd", "--stop= b", "--stop=\n"], {"stop": ["dd", " b", "\n"]}),
@@ -94,7 +92,7 @@ def test_by_default_500_characters_follow_a_line_break(sample: Run) -> None:
     ],
     ids=str,
 )
-def test_options_do_what_they_do_in_the_library(
+def test_options_match_those_of_generate(
     sample: Run, options: list[str], settings: dict[str, Any]
 ) -> None:
     outcome = sample("--prompt=e", "--max_new_tokens=40", *options)
@@ -102,32 +100,32 @@ def test_options_do_what_they_do_in_the_library(
     assert outcome.out == text("e", 40, **settings) + "\n"
 
 
-def test_greedy_needs_no_chance(sample: Run) -> None:
+def test_greedy_text_does_not_depend_on_the_seed(sample: Run) -> None:
     seeds = ("--seed=1", "--seed=2")
     assert len({sample("--temperature=0", "--max_new_tokens=20", seed).out for seed in seeds}) == 1
 
 
-def test_samples_stand_apart_each_with_its_prompt(sample: Run) -> None:
+def test_samples_are_separated_and_each_begins_with_the_prompt(sample: Run) -> None:
     options = ("--prompt=ab", "--max_new_tokens=20", "--stop=dd")
     outcome = sample(*options, "--num_samples=5")
-    many = list(generate_many(load("best", "fp32"), 5, "ab", 20, stop=["dd"]))
+    many = list(generate_many(load("best", "fp32"), 5, "ab", max_new_tokens=20, stop=["dd"]))
     assert outcome.out == "".join(f"ab{one}\n\n" for one in many)
     assert sample(*options).out == f"ab{many[0]}\n"
     assert [f"sample {i} of 5" for i in range(1, 6)] == outcome.err.splitlines()[1:]
 
 
 @pytest.mark.parametrize("prompt", ["null", "1", "[a]", "a: b", " a ", "\na\n", '"a"', "- a"])
-def test_a_prompt_is_taken_letter_by_letter(
+def test_prompt_is_not_parsed_as_yaml(
     sample: Run, prompt: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = list[str]()
-    monkeypatch.setattr(predict, "generate", lambda _, prompt, **__: seen.append(prompt) or [])
-    monkeypatch.setattr(predict, "known", lambda prompt, *_: prompt)
+    monkeypatch.setattr(predict, "generate", lambda _, prompt, __: seen.append(prompt) or [])
+    monkeypatch.setattr(predict, "drop_unknown", lambda prompt, *_: prompt)
     assert sample(f"--prompt={prompt}").out == f"{prompt}\n"
     assert seen == [prompt]
 
 
-# prompts from elsewhere
+# prompts from files and pipes
 
 
 @pytest.mark.parametrize(
@@ -137,19 +135,19 @@ def test_a_prompt_is_taken_letter_by_letter(
     ids=["utf-8", "utf-16", "windows"],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["prompt.txt", "-"])
-def test_a_prompt_can_come_from_a_file_or_a_pipe(
+def test_prompt_from_a_file_or_a_pipe(
     sample: Run, raw: bytes, encoding: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("prompt.txt").write_bytes(raw)
-    type_in(monkeypatch, raw)
+    set_stdin(monkeypatch, raw)
     outcome = sample(f"--prompt_file={name}", f"--encoding={encoding}", "--max_new_tokens=9")
     assert outcome.out == text("aé🎭\nb\n", 9) + "\n"
 
 
-def test_unknown_characters_can_be_left_out(sample: Run) -> None:
+def test_unknown_characters_can_be_dropped(sample: Run) -> None:
     outcome = sample("--prompt=axbyyc", "--on_unknown=skip", "--max_new_tokens=9")
     assert outcome.out == text("abc", 9) + "\n"
-    assert "3 unknown characters of the prompt are left out" in outcome.err
+    assert "dropped 3 unknown characters of the prompt" in outcome.err
     assert (
         sample("--prompt=xyz", "--on_unknown=skip", "--max_new_tokens=9").out == text("", 9) + "\n"
     )
@@ -159,30 +157,30 @@ def test_unknown_characters_can_be_left_out(sample: Run) -> None:
 
 
 @pytest.mark.parametrize("options", [["--prompt=aé🎭"], ["--num_samples=3"]], ids=str)
-def test_the_output_file_holds_what_stdout_shows(sample: Run, options: list[str]) -> None:
+def test_output_file_equals_stdout(sample: Run, options: list[str]) -> None:
     outcome = sample(*options, "--max_new_tokens=30", "--output=new.txt")
     assert Path("new.txt").read_bytes() == outcome.out.encode()
 
 
-def test_no_file_is_ever_overwritten(sample: Run) -> None:
+def test_existing_file_is_not_overwritten(sample: Run) -> None:
     Path("mine.txt").write_text("mine")
     outcome = sample("--output=mine.txt")
     assert outcome.code == 2
     assert is_one_line(outcome.err), outcome.err
-    assert "'mine.txt' is there already" in outcome.err
+    assert "'mine.txt' already exists" in outcome.err
     assert Path("mine.txt").read_text() == "mine"
 
 
-def test_a_mistake_leaves_no_file(sample: Run) -> None:
+def test_mistake_creates_no_file(sample: Run) -> None:
     assert sample("--prompt=x", "--output=new.txt").code == 2
     assert not Path("new.txt").exists()
 
 
-# a quiet end
+# interrupts and closed pipes
 
 
 def pieces_then(last: Callable[[], str]) -> Callable[..., Iterator[str]]:
-    """A `generate` that draws three characters, and then something happens."""
+    """Return a fake ``generate`` that yields three characters and then calls a function."""
 
     def generate(*_: Any, **__: Any) -> Iterator[str]:
         yield from "cde"
@@ -196,7 +194,7 @@ def interrupt() -> str:
     raise KeyboardInterrupt
 
 
-def test_an_interrupt_keeps_what_is_written(sample: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_keeps_the_text_so_far(sample: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict, "generate", pieces_then(interrupt))
     outcome = sample("--prompt=ab", "--output=new.txt")
     assert outcome.code == 130
@@ -204,9 +202,7 @@ def test_an_interrupt_keeps_what_is_written(sample: Run, monkeypatch: pytest.Mon
     assert outcome.err.splitlines()[1:] == ["stopped"]
 
 
-def test_an_interrupt_keeps_the_samples_that_are_written(
-    sample: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupt_keeps_the_finished_samples(sample: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict, "generate_many", pieces_then(interrupt))
     outcome = sample("--num_samples=5", "--output=new.txt")
     assert outcome.code == 130
@@ -214,14 +210,14 @@ def test_an_interrupt_keeps_the_samples_that_are_written(
     assert "Traceback" not in outcome.err
 
 
-def test_an_interrupt_keeps_what_is_drawn_of_a_group(
+def test_interrupt_keeps_the_unfinished_samples_of_a_batch(
     sample: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def decode(model: Any, prompt: torch.Tensor, *_: Any) -> Iterator[torch.Tensor]:
         yield from torch.tensor([[2, 3], [4, 5]])
         interrupt()
 
-    monkeypatch.setattr(generating, "decode", decode)
+    monkeypatch.setattr(generate_module, "decode", decode)
     outcome = sample("--num_samples=2")
     assert outcome.code == 130
     assert outcome.out == "ac\n\nbd\n\n"
@@ -229,37 +225,37 @@ def test_an_interrupt_keeps_what_is_drawn_of_a_group(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
-        (["--temperature=0", "--top_k=3"], "temperature 0 top_k and top_p change nothing"),
-        (["--temperature=0", "--top_p=0.5"], "temperature 0 top_k and top_p change nothing"),
-        (["--encoding=latin-1"], "encoding is that of a --prompt_file"),
+        (["--temperature=0", "--top_k=3"], "top_k and top_p have no effect with temperature 0"),
+        (["--temperature=0", "--top_p=0.5"], "top_k and top_p have no effect with temperature 0"),
+        (["--encoding=latin-1"], "--encoding has no effect without --prompt_file"),
         (["--temperature=0"], None),
         (["--top_k=3", "--encoding=utf-8"], None),
     ],
     ids=str,
 )
-def test_a_setting_that_changes_nothing_is_announced(
-    sample: Run, options: list[str], said: str | None
+def test_option_without_effect_is_announced(
+    sample: Run, options: list[str], expected: str | None
 ) -> None:
     outcome = sample("--max_new_tokens=1", *options)
     assert outcome.code == 0
-    assert ("notice" in outcome.err) == (said is not None)
-    assert (said or "") in outcome.err
+    assert ("notice" in outcome.err) == (expected is not None)
+    assert (expected or "") in outcome.err
 
 
 @pytest.mark.parametrize("how", ["generate", "generate_many"])
-def test_a_broken_pipe_is_quiet(
+def test_closed_pipe_is_not_an_error(
     sample: Run, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reader, writer = os.pipe()
 
-    def no_more_reader() -> str:
+    def close_reader() -> str:
         os.close(reader)
         return "x"
 
     samples = "--num_samples=1" if how == "generate" else "--num_samples=5"
-    monkeypatch.setattr(predict, how, pieces_then(no_more_reader))
+    monkeypatch.setattr(predict, how, pieces_then(close_reader))
     with os.fdopen(writer, "w") as pipe, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", pipe)
         assert main(["predict", "--prompt=ab", samples, "--output=new.txt"]) == 0
@@ -268,7 +264,7 @@ def test_a_broken_pipe_is_quiet(
     assert kept == ("abcde" if how == "generate" else "abc\n\nabd\n\nabe\n\n")
 
 
-def test_a_bar_shows_on_a_terminal_where_stdout_is_none(
+def test_progress_bar_needs_a_terminal_on_stderr_only(
     sample: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "char" not in sample("--max_new_tokens=3").err
@@ -282,10 +278,10 @@ def test_a_bar_shows_on_a_terminal_where_stdout_is_none(
 # interactive
 
 
-def test_each_line_is_a_prompt_until_the_input_ends(
+def test_each_line_is_a_prompt_until_stdin_ends(
     sample: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    type_in(monkeypatch, " abc \n\né🎭")
+    set_stdin(monkeypatch, " abc \n\né🎭")
     outcome = sample("--interactive", "--max_new_tokens=20", "--stop=dd", "--seed=5")
     prompts = enumerate([" abc ", "", "é🎭"], 5)
     texts = [text(p, 20, seed=seed, stop=["dd"]).removeprefix(p) for seed, p in prompts]
@@ -293,33 +289,33 @@ def test_each_line_is_a_prompt_until_the_input_ends(
     assert outcome.out == "".join(f"{continued}\n" for continued in texts)
 
 
-def test_a_prompt_with_unknown_characters_does_not_end_the_talk(
+def test_prompt_with_unknown_characters_does_not_end_the_session(
     sample: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    type_in(monkeypatch, "xyz\nab\n")
+    set_stdin(monkeypatch, "xyz\nab\n")
     outcome = sample("--interactive", "--max_new_tokens=5")
     assert outcome.code == 0
     assert "error: the character 'x' at position 0" in outcome.err
     assert outcome.out == "\n" + text("ab", 5, seed=1338).removeprefix("ab") + "\n"
-    type_in(monkeypatch, "xayz\n")
+    set_stdin(monkeypatch, "xayz\n")
     skipped = sample("--interactive", "--max_new_tokens=5", "--on_unknown=skip")
     assert skipped.out == text("a", 5).removeprefix("a") + "\n"
 
 
-def test_what_is_no_text_does_not_end_the_talk(
+def test_invalid_utf_8_does_not_end_the_session(
     sample: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    type_in(monkeypatch, b"a\xff\nab\n")
+    set_stdin(monkeypatch, b"a\xff\nab\n")
     outcome = sample("--interactive", "--max_new_tokens=5")
     assert outcome.code == 0
     assert outcome.out.endswith(text("ab", 5, seed=1338).removeprefix("ab") + "\n")
 
 
-def test_an_interrupt_ends_a_text_and_not_the_talk(
+def test_interrupt_ends_a_sample_but_not_the_session(
     sample: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predict, "generate", pieces_then(interrupt))
-    type_in(monkeypatch, "a\nb\n")
+    set_stdin(monkeypatch, "a\nb\n")
     outcome = sample("--interactive")
     assert outcome.code == 0
     assert outcome.out == "cde\ncde\n"
@@ -328,7 +324,7 @@ def test_an_interrupt_ends_a_text_and_not_the_talk(
 # mistakes
 
 MISTAKES = [
-    # options, what the line must say
+    # options, expected part of the error
     (["--temperature=-1"], "temperature"),
     (["--temperature=nan"], "temperature"),
     (["--temperature=inf"], "temperature"),
@@ -353,7 +349,7 @@ MISTAKES = [
     (["--promt=abc"], "--prompt"),
     (["--stopp=abc"], "--stop"),
     (["surplus"], "surplus"),
-    (["--prompt=a", "--prompt_file=prompt.txt"], "not by both"),
+    (["--prompt=a", "--prompt_file=prompt.txt"], "from --prompt or from --prompt_file"),
     (["--prompt_file=missing.txt"], "'missing.txt' does not exist"),
     (["--prompt_file="], "is not a file"),
     (["--prompt_file=empty.txt"], "is empty"),
@@ -362,10 +358,10 @@ MISTAKES = [
     (["--prompt_file=unknown.txt"], "'z' at position 1"),
     (["--prompt_file=prompt.txt", "--encoding=utf-9"], "utf-9"),
     (["--prompt_file=-"], "byte 2 is 0xff"),
-    (["--output=no/folder/new.txt"], "cannot be made"),
-    (["--output="], "is there already"),
-    (["--output=."], "is there already"),
-    (["--output=prompt.txt"], "is there already"),
+    (["--output=no/folder/new.txt"], "cannot be created"),
+    (["--output="], "already exists"),
+    (["--output=."], "already exists"),
+    (["--output=prompt.txt"], "already exists"),
     (["--interactive", "--prompt=a"], "interactive"),
     (["--interactive", "--prompt_file=-"], "interactive"),
     (["--interactive", "--num_samples=2"], "interactive"),
@@ -376,20 +372,20 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), MISTAKES, ids=[" ".join(options) for options, _ in MISTAKES]
+    ("options", "expected"), MISTAKES, ids=[" ".join(options) for options, _ in MISTAKES]
 )
-def test_a_mistake_gets_one_line(
-    sample: Run, options: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+def test_mistake_gets_a_one_line_error(
+    sample: Run, options: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("empty.txt").touch()
     Path("prompt.txt").write_text("abc")
     Path("unknown.txt").write_text("azc")
     Path("binary.bin").write_bytes(b"a\xff\0\1")
-    type_in(monkeypatch, b"ab\xff")
+    set_stdin(monkeypatch, b"ab\xff")
     before = sorted(Path().rglob("*"))
     outcome = sample(*options)
     assert outcome.code == 2
     assert is_one_line(outcome.err), outcome.err
-    assert says in outcome.err
+    assert expected in outcome.err
     assert outcome.out == ""
     assert sorted(Path().rglob("*")) == before

@@ -1,4 +1,4 @@
-"""``score`` as a user types it: the numbers, the page, and what a mistake gets."""
+"""``score``: the printed numbers, the page, and one-line errors."""
 
 import errno
 import io
@@ -11,38 +11,38 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanogpt.generation.checkpoint import load_model
-from nanogpt.insight import score
-from nanogpt.insight.printable import one_line
+from nanogpt.commands import score
+from nanogpt.generation.checkpoint import load_checkpoint
 from nanogpt.insight.html_report import Summary
+from nanogpt.insight.printable import printable_line
 from nanogpt.runs import find_checkpoint
 from nanogpt.text.pastiche import pastiche
 from tests.command_lines import Run
 
 TEXT = pastiche()[2000:].lstrip()[:900]
 BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
-KEPT: list[bytes] = []  # one training serves all tests here
+CHECKPOINT: list[bytes] = []  # trained once for all tests
 
 
 @pytest.fixture
 def trained(fit: Run) -> None:
-    """A run, and a text to score."""
-    if KEPT:
+    """Write a run folder with a checkpoint, and a text to score."""
+    if CHECKPOINT:
         BEST.parent.mkdir(parents=True)
-        BEST.write_bytes(KEPT[0])
+        BEST.write_bytes(CHECKPOINT[0])
     else:
         assert fit().code == 0
-        KEPT.append(BEST.read_bytes())
+        CHECKPOINT.append(BEST.read_bytes())
     Path("my.txt").write_text(TEXT, encoding="utf-8")
 
 
 def numbers(out: str) -> dict[str, str]:
-    """The name and the value of each line but the first."""
+    """Return the name and the value of each line but the first."""
     lines = [re.split(r"  +", line, maxsplit=1) for line in out.splitlines()[1:]]
     return {name: value.split()[0] for name, value in lines}
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, raw: bytes) -> None:
+def set_stdin(monkeypatch: pytest.MonkeyPatch, raw: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
 
 
@@ -51,9 +51,10 @@ def shown(page: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("trained")
-def test_the_numbers_are_those_of_one_forward_pass(run: Run) -> None:
+def test_numbers_are_those_of_one_forward_pass(run: Run) -> None:
     Path("short.txt").write_text(TEXT[:8], encoding="utf-8")  # as long as the block
-    model, tokenizer = load_model(find_checkpoint())
+    checkpoint = load_checkpoint()
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
     ids = tokenizer.encode("\n" + TEXT[:8]).long()
     with torch.no_grad():
         losses = F.cross_entropy(model(ids[None, :-1])[0], ids[1:], reduction="none").double()
@@ -67,29 +68,27 @@ def test_the_numbers_are_those_of_one_forward_pass(run: Run) -> None:
     assert float(found["loss"]) == pytest.approx(loss.item(), abs=6e-5)
     assert float(found["bits per character"]) == pytest.approx(loss.item() * 1.442695, abs=6e-5)
     assert float(found["perplexity"]) == pytest.approx(loss.exp().item(), rel=1e-5)
-    place = int(losses.argmax())
-    said = (
-        f"({losses[place].item() * 1.442695:.1f} bits) on line 1: “{one_line(TEXT[: place + 1])}”"
-    )
-    assert said in outcome.out
+    position = int(losses.argmax())
+    bits, excerpt = losses[position].item() * 1.442695, printable_line(TEXT[: position + 1])
+    assert f"({bits:.1f} bits) on line 1: “{excerpt}”" in outcome.out
     assert outcome.err.startswith("scoring with ")
     assert outcome.err.count("\n") == 1
 
 
-def test_the_most_surprising_character_has_its_line_in_the_text_as_given() -> None:
+def test_line_of_the_most_surprising_character_counts_unknown_characters() -> None:
     content = "zero, one\nzwei\nhere and\tthere, and 'everywhere\nfive"
-    places = [place for place, c in enumerate(content) if c not in "\nzw"]  # others are unknown
-    nats = torch.zeros(len(places))
-    nats[places.index(content.index("'"))] = 7
-    said = score.report(Summary("a", "b", len(places), 0.1), content, places, nats)
-    assert said.endswith("‘'’ (10.1 bits) on line 3: “…one⏎zwei⏎here and⇥there, and '”")
+    positions = [i for i, c in enumerate(content) if c not in "\nzw"]  # the others are unknown
+    nats = torch.zeros(len(positions))
+    nats[positions.index(content.index("'"))] = 7
+    message = score.report(Summary("a", "b", len(positions), 0.1), content, positions, nats)
+    assert message.endswith("‘'’ (10.1 bits) on line 3: “…one⏎zwei⏎here and⇥there, and '”")
     nats[0] = 8
-    said = score.report(Summary("a", "b", len(places), 0.1), content, places, nats)
-    assert said.endswith("‘e’ (11.5 bits) on line 1: “ze”")
+    message = score.report(Summary("a", "b", len(positions), 0.1), content, positions, nats)
+    assert message.endswith("‘e’ (11.5 bits) on line 1: “ze”")
 
 
 @pytest.mark.usefixtures("trained")
-def test_a_page_holds_the_text_and_replaces_an_earlier_one(run: Run) -> None:
+def test_page_contains_the_text_and_replaces_an_earlier_page(run: Run) -> None:
     before = {*Path().rglob("*")}
     outcome = run("score", "--text", "my.txt", "--html", "page.html")
     assert outcome.code == 0, outcome.err
@@ -106,11 +105,11 @@ def test_a_page_holds_the_text_and_replaces_an_earlier_one(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("trained")
-def test_a_long_text_is_scored_whole_and_shown_in_part(
+def test_long_text_is_scored_completely_and_shown_in_part(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run("score", "--text", "my.txt").out
-    monkeypatch.setattr(score, "SHOWN", 100)
+    monkeypatch.setattr(score, "MAX_SHOWN", 100)
     outcome = run("score", "--text", "my.txt", "--html", "page.html")
     assert outcome.out == whole
     note = "the page shows the first 100 of 900 characters"
@@ -122,14 +121,14 @@ def test_a_long_text_is_scored_whole_and_shown_in_part(
 
 
 @pytest.mark.usefixtures("trained")
-def test_stdin_is_read_as_a_file_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdin_is_read_like_a_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run("score", "--text", "my.txt").out.splitlines()[1:]
     raws = {
         "utf-8": b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode(),
         "utf-16": TEXT.replace("\n", "\r").encode("utf-16"),
     }
     for encoding, raw in raws.items():
-        stand_in(monkeypatch, raw)
+        set_stdin(monkeypatch, raw)
         outcome = run("score", "--text=-", f"--encoding={encoding}")
         assert outcome.code == 0, outcome.err
         assert outcome.out.splitlines()[1:] == expected
@@ -137,7 +136,7 @@ def test_stdin_is_read_as_a_file_is(run: Run, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("trained")
-def test_unknown_characters_are_an_error_or_are_skipped(run: Run) -> None:
+def test_unknown_characters_are_refused_or_skipped(run: Run) -> None:
     Path("odd.txt").write_text("é" + "@\n@\n" + TEXT.replace("e", "eé"), encoding="utf-8")
     Path("plain.txt").write_text("\n\n" + TEXT, encoding="utf-8")
     refused = run("score", "--text=odd.txt")
@@ -146,9 +145,9 @@ def test_unknown_characters_are_an_error_or_are_skipped(run: Run) -> None:
     assert "--on_unknown skip" in refused.err
     skipped = run("score", "--text=odd.txt", "--on_unknown=skip", "--html=odd.html")
     assert skipped.code == 0, skipped.err
-    said = f"{TEXT.count('e') + 3} of {len(TEXT) + TEXT.count('e') + 5} characters are unknown"
-    assert said in skipped.err
-    assert said in Path("odd.html").read_text(encoding="utf-8")
+    message = f"{TEXT.count('e') + 3} of {len(TEXT) + TEXT.count('e') + 5} characters are unknown"
+    assert message in skipped.err
+    assert message in Path("odd.html").read_text(encoding="utf-8")
     plain = run("score", "--text=plain.txt")
     found, expected = numbers(skipped.out), numbers(plain.out)
     assert found == expected
@@ -157,7 +156,7 @@ def test_unknown_characters_are_an_error_or_are_skipped(run: Run) -> None:
 
 
 MISTAKES = [
-    # options, what the line must say
+    # options, expected part of the error
     ([], "score needs a text: --text FILE, or --text - for stdin"),
     (["--txt=my.txt"], "did you mean --text?"),
     (["my.txt"], "unexpected argument 'my.txt'"),
@@ -166,16 +165,16 @@ MISTAKES = [
     (["--text=empty.txt"], "empty"),
     (["--text=binary.txt"], "byte 3 is 0xff"),
     (["--text=-"], "'standard input' is not utf-8: byte 1"),
-    (["--text=my.txt", "--encoding=utf-9"], "no encoding 'utf-9'"),
+    (["--text=my.txt", "--encoding=utf-9"], "unknown encoding 'utf-9'"),
     (["--text=foreign.txt", "--on_unknown=skip"], "no character of the text"),
     (["--text=foreign.txt"], "'é' at position 0"),
     (["--text=my.txt", "--on_unknown=guess"], "error, skip"),
     (["--text=my.txt", "--ckpt_path=missing.ckpt"], "missing.ckpt"),
     (["--text=my.txt", "--ckpt_path=my.txt"], "not a checkpoint"),
-    (["--text=my.txt", "--ckpt_path=nan.ckpt"], "no numbers"),
-    (["--text=my.txt", "--html=my.txt"], "'my.txt' is there already"),
-    (["--text=my.txt", "--html=empty.txt"], "'empty.txt' is there already"),
-    (["--text=my.txt", "--html=late.html"], "'late.html' is there already"),
+    (["--text=my.txt", "--ckpt_path=nan.ckpt"], "the model returned NaN: its training diverged"),
+    (["--text=my.txt", "--html=my.txt"], "'my.txt' already exists"),
+    (["--text=my.txt", "--html=empty.txt"], "'empty.txt' already exists"),
+    (["--text=my.txt", "--html=late.html"], "'late.html' already exists"),
     (["--text=my.txt", "--html=lightning_logs"], "is a folder"),
     (["--text=my.txt", "--html="], "is a folder"),
     (["--text=my.txt", "--html=no/page.html"], "folder that does not exist"),
@@ -183,7 +182,7 @@ MISTAKES = [
 
 
 @pytest.mark.usefixtures("trained")
-def test_a_mistake_gets_one_line_and_overwrites_nothing(
+def test_mistake_gets_a_one_line_error_and_changes_no_file(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("empty.txt").touch()
@@ -194,20 +193,20 @@ def test_a_mistake_gets_one_line_and_overwrites_nothing(
     content["state_dict"]["net.lm_head.bias"][0] = float("nan")
     torch.save(content, "nan.ckpt")
     before = {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()}
-    for options, says in MISTAKES:
-        stand_in(monkeypatch, b"a\xff")
+    for options, expected in MISTAKES:
+        set_stdin(monkeypatch, b"a\xff")
         outcome = run("score", *options)
         assert outcome.code == 2, options
-        *scoring, error = outcome.err.splitlines()
+        *progress, error = outcome.err.splitlines()
         assert error.startswith("error: "), outcome.err
-        assert says in error
-        assert bool(scoring) == ("--ckpt_path=nan.ckpt" in options)
+        assert expected in error
+        assert bool(progress) == ("--ckpt_path=nan.ckpt" in options)
         assert outcome.out == ""
     assert {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.usefixtures("trained")
-def test_a_full_disk_leaves_the_earlier_page_whole(
+def test_full_disk_leaves_the_earlier_page_intact(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("score", "--text=my.txt", "--html=page.html")
@@ -224,7 +223,7 @@ def test_a_full_disk_leaves_the_earlier_page_whole(
     assert {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()} == before
 
 
-def test_score_without_a_run_shows_the_way_to_one(run: Run, text: str) -> None:
+def test_error_without_a_run_names_the_command_that_trains_one(run: Run, text: str) -> None:
     outcome = run("score", "--text", text)
     assert outcome.code == 2
     assert "fit --config" in outcome.err

@@ -1,4 +1,4 @@
-"""A checkpoint gives back the model that was trained, and nothing else gets in."""
+"""A checkpoint restores the trained model; any other file is refused."""
 
 import io
 import pickle
@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from nanogpt.errors import UserError
-from nanogpt.generation.checkpoint import SETTINGS, load_model, read_checkpoint
-from nanogpt.models import GPT, Bigram, build_model
+from nanogpt.generation.checkpoint import load_checkpoint, read_checkpoint
+from nanogpt.models import Model, build_model
 
 VOCABULARY = "\n abé🎭"
 MODELS: dict[str, dict[str, Any]] = {
@@ -21,9 +21,9 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def content(architecture: str = "gpt") -> tuple[Bigram | GPT, dict[str, Any]]:
-    """A model, and what a checkpoint of it holds."""
-    settings = dict.fromkeys(SETTINGS) | MODELS[architecture]
+def content(architecture: str = "gpt") -> tuple[Model, dict[str, Any]]:
+    """Return a model and the content of its checkpoint."""
+    settings = MODELS[architecture]
     model = build_model(architecture, len(VOCABULARY), **settings)
     hparams = {"architecture": architecture, "vocabulary": VOCABULARY, **settings}
     return model, {
@@ -35,26 +35,29 @@ def content(architecture: str = "gpt") -> tuple[Bigram | GPT, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("architecture", MODELS)
-def test_a_checkpoint_gives_back_the_same_logits(architecture: str) -> None:
-    model, kept = content(architecture)
-    torch.save(kept, "model.ckpt")
-    loaded, tokenizer = load_model(Path("model.ckpt"))
-    assert type(loaded) is type(model)
-    assert not loaded.training
-    assert tokenizer.vocabulary == VOCABULARY
+def test_loaded_model_has_the_same_logits(architecture: str) -> None:
+    model, saved_content = content(architecture)
+    torch.save(saved_content, "model.ckpt")
+    checkpoint = load_checkpoint("model.ckpt")
+    assert type(checkpoint.model) is type(model)
+    assert not checkpoint.model.training
+    assert checkpoint.tokenizer.vocabulary == VOCABULARY
     ids = torch.tensor([[0, 3, 5, 1, 4]])
-    assert loaded(ids).equal(model.eval()(ids))
-    assert read_checkpoint(Path("model.ckpt"))["global_step"] == 7
+    assert checkpoint.model(ids).equal(model.eval()(ids))
+    assert checkpoint.path == Path("model.ckpt")
+    assert checkpoint.step == 7
+    assert checkpoint.settings == saved_content["hyper_parameters"]
+    assert checkpoint.corpus == saved_content["CharDataModule"]
 
 
 class Harmful:
-    """What runs code when it is unpickled the plain way: it makes a file."""
+    """Creates a file when it is unpickled by ``pickle``."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path("harm was done"),)
 
 
-def test_the_harm_is_real() -> None:
+def test_harmful_object_runs_code_with_plain_pickle() -> None:
     pickle.loads(pickle.dumps(Harmful()))
     assert Path("harm was done").exists()
 
@@ -66,20 +69,20 @@ def saved(value: Any, **settings: Any) -> bytes:
 
 
 def changed(**parts: Any) -> bytes:
-    """A checkpoint with some of its hyperparameters or parts replaced, or left out where `...`."""
-    _, kept = content()
+    """Return a checkpoint with entries or hyperparameters replaced, or removed if `...`."""
+    _, entries = content()
     for name, value in parts.items():
-        where = kept if name in kept else kept["hyper_parameters"]
-        where[name] = value
+        target = entries if name in entries else entries["hyper_parameters"]
+        target[name] = value
         if value is ...:
-            del where[name]
-    return saved(kept)
+            del target[name]
+    return saved(entries)
 
 
-def shapes(change: Callable[[dict[str, torch.Tensor]], object]) -> bytes:
-    _, kept = content()
-    change(kept["state_dict"])
-    return saved(kept)
+def with_state(change: Callable[[dict[str, torch.Tensor]], object]) -> bytes:
+    _, entries = content()
+    change(entries["state_dict"])
+    return saved(entries)
 
 
 WRONG: dict[str, Callable[[], bytes]] = {
@@ -87,49 +90,53 @@ WRONG: dict[str, Callable[[], bytes]] = {
     "code in the old format": lambda: saved(
         {**content()[1], "extra": Harmful()}, _use_new_zipfile_serialization=False
     ),
-    "nothing but code": lambda: pickle.dumps(Harmful()),
+    "only code": lambda: pickle.dumps(Harmful()),
     "a path": lambda: changed(learning_rate=Path("x")),
-    "cut short": lambda: saved(content()[1])[:-200],
+    "truncated": lambda: saved(content()[1])[:-200],
     "cut in half": lambda: saved(content()[1])[: len(saved(content()[1])) // 2],
     "empty": lambda: b"",
     "text": lambda: b"Some text\nof two lines.\n",
     "a single tensor": lambda: saved(torch.zeros(3)),
-    "weights alone": lambda: saved(content()[1]["state_dict"]),
+    "only weights": lambda: saved(content()[1]["state_dict"]),
     "a list": lambda: saved([1, 2]),
     "an unknown architecture": lambda: changed(architecture="os.system"),
     "no architecture": lambda: changed(architecture=...),
     "a setting out of range": lambda: changed(n_head=0),
-    "a setting of another kind": lambda: changed(n_layer="two"),
+    "a setting of the wrong type": lambda: changed(n_layer="two"),
     "no vocabulary": lambda: changed(vocabulary=...),
-    "a vocabulary that repeats": lambda: changed(vocabulary="aabcde"),
-    "a vocabulary of another length": lambda: changed(vocabulary="abc"),
+    "a vocabulary with duplicates": lambda: changed(vocabulary="aabcde"),
+    "a vocabulary of the wrong length": lambda: changed(vocabulary="abc"),
     "a vocabulary of numbers": lambda: changed(vocabulary=[1, 2]),
     "no weights": lambda: changed(state_dict=...),
     "no step": lambda: changed(global_step=...),
+    "a negative step": lambda: changed(global_step=-1),
+    "an earlier version": lambda: saved({**content()[1], "CharacterData": {}}),
     "a wider model": lambda: changed(n_embd=10),
-    "a weight too few": lambda: shapes(lambda state: state.pop("net.ln_f.bias")),
-    "a weight too many": lambda: shapes(lambda state: state.update({"net.x": torch.zeros(1)})),
+    "a missing weight": lambda: with_state(lambda state: state.pop("net.ln_f.bias")),
+    "an unexpected weight": lambda: with_state(
+        lambda state: state.update({"net.x": torch.zeros(1)})
+    ),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_anything_else_is_refused_in_one_line_and_runs_nothing(wrong: Callable[[], bytes]) -> None:
+def test_any_other_file_is_refused_in_one_line_and_runs_no_code(wrong: Callable[[], bytes]) -> None:
     path = Path("model.ckpt")
     path.write_bytes(wrong())
     with pytest.raises(UserError) as error:
-        load_model(path)
+        read_checkpoint(path)
     assert "\n" not in str(error.value)
-    assert "'model.ckpt' is not a checkpoint of this project" in str(error.value)
+    assert "'model.ckpt' is not a checkpoint of this version" in str(error.value)
     assert len(str(error.value)) < 300
     assert [found.name for found in Path().iterdir()] == ["model.ckpt"]
 
 
-def test_an_unchanged_checkpoint_is_not_refused() -> None:
+def test_unchanged_checkpoint_is_accepted() -> None:
     Path("model.ckpt").write_bytes(changed())
-    load_model(Path("model.ckpt"))
+    read_checkpoint(Path("model.ckpt"))
 
 
-def test_a_folder_and_a_missing_file_are_refused() -> None:
+def test_folder_and_missing_file_are_refused() -> None:
     for path in (Path(), Path("missing.ckpt")):
         with pytest.raises(UserError, match="not a checkpoint"):
-            load_model(path)
+            read_checkpoint(path)

@@ -1,5 +1,6 @@
-"""As a library: the same seed gives the same text, however it is asked for."""
+"""The Python API: the same seed gives the same text, for any batch size."""
 
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -10,23 +11,23 @@ from nanogpt.errors import UserError
 from nanogpt.generation import generate as module
 from nanogpt.generation.decoding import decode
 from nanogpt.generation.generate import (
+    GenerationOptions,
     TextModel,
     generate,
     generate_many,
     sample_text,
     start_ids,
 )
-from nanogpt.generation.sampling import SamplingRule, uniform_streams
-from nanogpt.models import GPT
+from nanogpt.generation.sampling import uniform_streams
 from nanogpt.text.tokenizer import Tokenizer
-from tests.models.oracles import DIVIDING, loud
+from tests.models.oracles import DIVIDING, loud_gpt
 
 SIZE: dict[str, Any] = {**DIVIDING, "block_size": 6, "vocab_size": 9}
 LETTERS = "\nabcdefgh"
 
 
 def text_model(dropout: float = 0.0) -> TextModel:
-    return TextModel(loud(GPT(**SIZE, dropout=dropout)).eval(), Tokenizer(LETTERS))
+    return TextModel(loud_gpt(SIZE, dropout).eval(), Tokenizer(LETTERS))
 
 
 def one(model: TextModel, *args: Any, **settings: Any) -> str:
@@ -41,37 +42,44 @@ def many(model: TextModel, *args: Any, **settings: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("group", [1, 3, 64])
-@pytest.mark.parametrize("rule", [SamplingRule(0.7, 4, 0.9), SamplingRule(0.0)], ids=str)
-def test_a_sample_is_the_same_in_any_company(
-    group: int, rule: SamplingRule, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rule", [(0.7, 4, 0.9), (0.0,)], ids=str)
+def test_a_sample_does_not_depend_on_the_batch(
+    group: int, rule: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, settings = text_model(), {"max_new_tokens": 20, "rule": rule, "seed": 3}
-    expected = many(model, 7, "abc", **settings)
-    monkeypatch.setattr(module, "STREAMS_ON_A_CPU", group)
+    model, options = text_model(), GenerationOptions(*rule, max_new_tokens=20, seed=3)
+    expected = many(model, 7, "abc", options)
+    monkeypatch.setattr(module, "CPU_BATCH_SIZE", group)
     for n in (4, 7):
-        assert many(model, n, "abc", **settings) == expected[:n]
-    assert one(model, "abc", **settings) == expected[0]
+        assert many(model, n, "abc", options) == expected[:n]
+    assert one(model, "abc", options) == expected[0]
     assert all(len(sample) == 20 for sample in expected)
-    assert len(set(expected)) == (1 if rule.temperature == 0 else 7)
+    assert len(set(expected)) == (1 if options.greedy else 7)
 
 
-def test_another_seed_gives_another_text() -> None:
-    texts = {one(text_model(), "abc", 20, seed=seed) for seed in (0, 1, 2, 2**63 - 1)}
+def test_different_seeds_give_different_texts() -> None:
+    texts = {
+        one(text_model(), "abc", max_new_tokens=20, seed=seed) for seed in (0, 1, 2, 2**63 - 1)
+    }
     assert len(texts) == 4
 
 
 @pytest.mark.parametrize("context", ["refill", "exact"])
-def test_text_is_what_decoding_draws_after_the_prompt(context: Any) -> None:
-    model, rule = text_model(), SamplingRule(0.8, 4)
+def test_text_is_that_of_decode(context: Any) -> None:
+    model = text_model()
+    options = GenerationOptions(0.8, 4, max_new_tokens=12, seed=5, context=context)
     prompt = model.tokenizer.encode("abcab").long()[None]
-    ids = decode(model.model, prompt, 12, rule, uniform_streams(5, 1), context, cached=False)
+    ids = decode(model.model, prompt, 12, options, uniform_streams(5, 1), context)
     expected = model.tokenizer.decode(torch.cat(list(ids)))
-    assert one(model, "abcab", 12, rule, seed=5, context=context) == expected
-    assert many(model, 1, "abcab", 12, rule, seed=5, context=context) == [expected]
+    assert one(model, "abcab", options) == expected
+    assert many(model, 1, "abcab", options) == [expected]
+    settings = {"temperature": 0.8, "top_k": 4, "max_new_tokens": 12, "seed": 5}
+    assert one(model, "abcab", context=context, **settings) == expected
+    assert one(model, "abcab", replace(options, seed=6, top_k=2), seed=5, top_k=4) == expected
 
 
-def test_the_two_contexts_part_where_the_window_is_full() -> None:
-    refill, exact = (one(text_model(), "a", 40, context=way) for way in ("refill", "exact"))
+def test_contexts_differ_once_the_window_is_full() -> None:
+    refill = one(text_model(), "a", max_new_tokens=40)
+    exact = one(text_model(), "a", max_new_tokens=40, context="exact")
     assert refill[:6] == exact[:6]
     assert refill != exact
 
@@ -79,35 +87,37 @@ def test_the_two_contexts_part_where_the_window_is_full() -> None:
 # streaming
 
 
-def test_a_character_comes_as_soon_as_it_is_drawn() -> None:
+def test_characters_are_yielded_as_soon_as_they_are_drawn() -> None:
     model, steps = text_model(), list[int]()
     model.model.register_forward_hook(lambda *_: steps.append(1))
-    pieces = generate(model, "abc", 500)
+    pieces = generate(model, "abc")
     for n in range(1, 5):
         assert len(next(pieces)) == 1
         assert len(steps) == n
 
 
-def test_groups_come_one_by_one_and_tell_of_their_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STREAMS_ON_A_CPU", 2)
+def test_batches_are_yielded_one_by_one_and_report_their_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "CPU_BATCH_SIZE", 2)
     drawn = list[int]()
     samples = generate_many(text_model(), 5, max_new_tokens=3, on_step=drawn.append)
     assert drawn == []
-    told = []
+    reported = []
     for _ in islice(samples, 5):
-        told.append(list(drawn))
-    assert told == [[2] * 3, [2] * 3, [2] * 6, [2] * 6, [2] * 6 + [1] * 3]
+        reported.append(list(drawn))
+    assert reported == [[2] * 3, [2] * 3, [2] * 6, [2] * 6, [2] * 6 + [1] * 3]
 
 
-# the end
+# stop strings
 
 
 @pytest.mark.parametrize("stop", [["a"], ["b", "cd"], ["e\n", "hh", "fa"], ["nowhere"]])
-def test_a_stop_string_ends_each_sample_where_it_is_met(stop: list[str]) -> None:
+def test_each_sample_ends_before_its_first_stop_string(stop: list[str]) -> None:
     model, settings = text_model(), {"max_new_tokens": 30, "seed": 4}
     whole = many(model, 7, "abc", **settings)
-    places = [[text.index(s) for s in stop if s in text] for text in whole]
-    expected = [text[: min(at, default=30)] for text, at in zip(whole, places, strict=True)]
+    starts = [[text.index(s) for s in stop if s in text] for text in whole]
+    expected = [text[: min(at, default=30)] for text, at in zip(whole, starts, strict=True)]
     assert expected == whole or {len(text) for text in expected} != {30}
     assert many(model, 7, "abc", **settings, stop=stop) == expected
     pieces = list(generate(model, "abc", **settings, stop=stop))
@@ -115,36 +125,56 @@ def test_a_stop_string_ends_each_sample_where_it_is_met(stop: list[str]) -> None
     assert "" not in pieces
 
 
-def test_no_step_is_made_after_the_last_sample_has_ended() -> None:
+def test_decoding_ends_with_the_last_sample() -> None:
     model, steps = text_model(), list[int]()
-    whole = many(model, 7, "abc", 200, seed=4)
-    stopped = many(model, 7, "abc", 200, seed=4, stop=["a"], on_step=steps.append)
+    options = GenerationOptions(max_new_tokens=200, seed=4)
+    whole = many(model, 7, "abc", options)
+    stopped = many(model, 7, "abc", options, steps.append, stop=["a"])
     assert len(steps) == max(map(len, stopped)) + 1 < 200
     assert [text.split("a")[0] for text in whole] == stopped
     model.model.register_forward_hook(lambda *_: steps.append(0))
-    one(model, "abc", 200, seed=4, stop=["a"])
+    one(model, "abc", options, stop=["a"])
     assert steps.count(0) == len(stopped[0]) + 1
 
 
-def test_the_prompt_is_no_part_of_a_stop_string() -> None:
-    model, rule = text_model(), SamplingRule(0.0)
-    text = one(model, "abc", 20, rule)
-    assert one(model, "abc", 20, rule, stop=["c" + text[0]]).startswith(text[0])
+def test_stop_strings_do_not_include_the_prompt() -> None:
+    model, options = text_model(), GenerationOptions(0.0, max_new_tokens=20)
+    text = one(model, "abc", options)
+    assert one(model, "abc", options, stop=["c" + text[0]]).startswith(text[0])
 
 
-def test_what_is_held_back_comes_in_the_end() -> None:
+def test_held_text_is_yielded_at_the_end() -> None:
     model = text_model()
-    text = one(model, "abc", 9)
-    assert one(model, "abc", 9, stop=[text[-3:] + "never"]) == text
+    text = one(model, "abc", max_new_tokens=9)
+    assert one(model, "abc", max_new_tokens=9, stop=[text[-3:] + "never"]) == text
 
 
-def test_no_characters_are_an_empty_text() -> None:
-    assert one(text_model(), "abc", 0) == ""
-    assert many(text_model(), 3, "abc", 0) == ["", "", ""]
+def test_no_samples() -> None:
     assert many(text_model(), 0) == []
 
 
-def test_an_unknown_character_and_an_empty_stop_are_refused() -> None:
+# refused options
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_new_tokens", 0), ("seed", -1), ("seed", 2**63), ("context", "full"),
+     ("temperature", -1.0), ("top_k", 0), ("top_p", 0.0)],
+)  # fmt: skip
+def test_option_out_of_range_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"{name} must be") as error:
+        GenerationOptions(**{name: value})
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=f"{name} must be"):
+        one(text_model(), **{name: value})
+
+
+def test_unknown_option_is_refused() -> None:
+    with pytest.raises(TypeError, match="temprature"):
+        one(text_model(), temprature=0.5)
+
+
+def test_unknown_character_and_empty_stop_string_are_refused() -> None:
     with pytest.raises(UserError, match="'x' at position 1"):
         one(text_model(), "ax")
     with pytest.raises(UserError, match="'x' at position 1"):
@@ -155,7 +185,7 @@ def test_an_unknown_character_and_an_empty_stop_are_refused() -> None:
         many(text_model(), 2, stop=[""])
 
 
-# the start
+# prompts
 
 
 @pytest.mark.parametrize(
@@ -170,11 +200,11 @@ def test_decoding_starts_from_the_prompt_or_a_line_break(
     assert start.tolist() == [expected]
 
 
-# a sample in training
+# samples during training
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_sample_touches_neither_chance_nor_the_models_mode_nor_its_gradients(
+def test_sample_text_does_not_change_random_state_mode_or_gradients(
     training: bool,
 ) -> None:
     given = text_model(dropout=0.5)
@@ -186,12 +216,14 @@ def test_a_sample_touches_neither_chance_nor_the_models_mode_nor_its_gradients(
     assert first == again != other
     assert len(first) == 30
     assert all(parameter.grad is None for parameter in gpt.parameters())
-    torch.manual_seed(99)  # neither has it an influence, nor has dropout
-    assert sample_text(gpt.eval(), tokenizer, 30, 5) == first == one(given, "", 30, seed=5)
+    torch.manual_seed(99)  # neither the random state nor dropout has an influence
+    assert (
+        sample_text(gpt.eval(), tokenizer, 30, 5) == first == one(given, max_new_tokens=30, seed=5)
+    )
 
 
-def test_a_model_can_be_trained_after_a_sample() -> None:
-    gpt = loud(GPT(**SIZE)).train()
+def test_model_can_be_trained_after_sample_text() -> None:
+    gpt = loud_gpt(SIZE).train()
     sample_text(gpt, Tokenizer(LETTERS), 30, 5)
     gpt(torch.tensor([[1, 2, 3]])).sum().backward()
     assert all(parameter.grad is not None for parameter in gpt.parameters())

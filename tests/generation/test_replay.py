@@ -1,6 +1,7 @@
-"""A step that is recorded and replayed draws what the step itself draws."""
+"""Traced and recorded steps equal the step itself; a model that cannot be traced runs unchanged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -8,20 +9,132 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanogpt.generation import decoding
-from nanogpt.generation.decoding import decode, next_ids
-from nanogpt.generation.replay import GraphedStep
+from nanogpt import kernels
+from nanogpt.generation import decoding, replay
+from nanogpt.generation.decoding import decode, decode_step, prefill
+from nanogpt.generation.quantization import cache_dtype, set_weights
+from nanogpt.generation.replay import GraphedStep, trace, worth_tracing
 from nanogpt.generation.sampling import SamplingRule, uniform_streams
-from nanogpt.models.kv_cache import Cache
-from tests.models.oracles import RAGGED, loud_gpt
+from nanogpt.models.gpt import CausalSelfAttention
+from nanogpt.models.kv_cache import Cache, LayerCache
+from tests.models.oracles import RAGGED, loud_gpt, loud_models
 
 BLOCK = 6
 RULE = SamplingRule(0.9, 9, 0.9)
 GPT = loud_gpt({**RAGGED, "block_size": BLOCK})
+MODELS = loud_models(BLOCK)
+TRACEABLE = [name for name in MODELS if name != "bigram"]
+
+
+def prompt(batch: int) -> Tensor:
+    return torch.randint(17, (batch, 2), generator=torch.Generator().manual_seed(1))
+
+
+def u_stream(batch: int, device: str = "cpu") -> Iterator[Tensor]:
+    return uniform_streams(5, batch, device=device)
+
+
+def drawn(model: Any, batch: int) -> Tensor:
+    return torch.stack(list(decode(model, prompt(batch), 30, RULE, u_stream(batch))), 1)
+
+
+# torch.jit.trace
+
+
+@pytest.fixture
+def always_trace(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Trace short texts as well; return the number of models traced so far."""
+    traced = list[Any]()
+
+    def traced_model(model: Any, *rest: Any) -> Any:
+        forward = trace(model, *rest)
+        traced.extend([] if forward is model else [forward])
+        return forward
+
+    monkeypatch.setattr(replay, "MIN_TRACED_STEPS", 1)
+    monkeypatch.setattr(decoding, "trace", traced_model)
+    return lambda: len(traced)
+
+
+@pytest.mark.parametrize("name", TRACEABLE)
+@pytest.mark.parametrize("batch", [1, 7])
+def test_traced_model_draws_the_same_ids(
+    name: str, batch: int, request: pytest.FixtureRequest
+) -> None:
+    expected = drawn(MODELS[name], batch)
+    n_traced = request.getfixturevalue("always_trace")
+    assert drawn(MODELS[name], batch).equal(expected)
+    assert n_traced() == 1
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", TRACEABLE)
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+def test_traced_logits_are_bit_exact(name: str, weights: Any) -> None:
+    model = set_weights(kernels.install(deepcopy(MODELS[name]).float()), weights, "cpu")
+    caches = [model.new_cache(cache_dtype(model)) for _ in range(2)]
+    traced, ids = trace(model, caches[0], 3), prompt(3)
+    assert traced is not model
+    assert caches[0].length == 0
+    for cache in caches:
+        model(ids, cache)
+    for length in range(3, BLOCK + 1):
+        logits = traced(ids[:, -1:], caches[0])
+        assert logits.equal(model(ids[:, -1:], caches[1]))
+        assert [cache.length for cache in caches] == [length, length]
+        ids = logits[:, -1].argmax(-1, keepdim=True)
+
+
+def test_only_long_texts_in_small_batches_on_a_cpu_are_traced() -> None:
+    assert worth_tracing(prompt(1), 1000)
+    assert worth_tracing(prompt(16), 1000)
+    assert not worth_tracing(prompt(1), 999)
+    assert not worth_tracing(prompt(17), 1000)
+    assert not worth_tracing(prompt(1).to("meta"), 1000)
+
+
+def branching(self: CausalSelfAttention, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+    """Attend, with a branch on the length of the cache that a trace does not contain."""
+    y = CausalSelfAttention.original(self, x, cache)  # type: ignore[attr-defined]
+    return y * 2 if cache is not None and cache.length > 4 else y
+
+
+@torch.inference_mode()
+def test_a_model_that_branches_on_the_length_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CausalSelfAttention, "original", CausalSelfAttention.forward, raising=False)
+    monkeypatch.setattr(CausalSelfAttention, "forward", branching)
+    assert trace(GPT, GPT.new_cache(), 1) is GPT
+
+
+@torch.inference_mode()
+def test_a_failed_trace_leaves_the_model_and_an_empty_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("cannot be traced")
+
+    monkeypatch.setattr(torch.jit, "trace", fail)
+    cache = GPT.new_cache()
+    assert trace(GPT, cache, 1) is GPT
+    assert cache.length == 0
+    assert trace(MODELS["bigram"], MODELS["bigram"].new_cache(), 1) is MODELS["bigram"]
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3])
+def test_models_with_a_short_block_are_decoded_without_a_trace(
+    block_size: int, request: pytest.FixtureRequest
+) -> None:
+    model = loud_models(block_size)["gpt"]
+    expected = drawn(model, 2)
+    request.getfixturevalue("always_trace")
+    assert drawn(model, 2).equal(expected)
+
+
+# CUDA graphs
 
 
 class Recorder:
-    """Records without a GPU: what is drawn while recording is nothing, as on one."""
+    """Record without a GPU. As on a GPU, nothing is computed while recording."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache, self.recorded, self.replayed = cache, list[int](), list[int]()
@@ -39,49 +152,43 @@ class Recorder:
         return replay
 
 
-def graphed(batch: int = 3, steps: int = 30) -> tuple[list[Tensor], Recorder]:
-    """Decode by replays, as ``decode`` does it on a GPU."""
+@torch.inference_mode()
+def graphed(batch: int = 3, steps: int = 30) -> tuple[Tensor, Recorder]:
+    """Decode with replays, as ``decode`` does on a GPU."""
     cache = GPT.new_cache()
     recorder = Recorder(cache)
-    step = GraphedStep(partial(next_ids, GPT, RULE, cache), cache, recorder)
-    window, numbers, drawn = prompt(batch), uniform_streams(5, batch), list[Tensor]()
-    for _ in range(steps):
+    step = GraphedStep(partial(decode_step, GPT, cache, RULE), cache, recorder)
+    window, numbers = prompt(batch), u_stream(batch)
+    ids = [prefill(GPT, cache, RULE, window, next(numbers))]
+    for _ in range(steps - 1):
+        window = torch.cat([window, ids[-1][:, None]], dim=1)
         if window.shape[1] > BLOCK:
             window = window[:, -BLOCK // 2 :]
-            cache.set_length(0)
-        drawn.append(step(window[:, cache.length :], next(numbers)))
-        window = torch.cat([window, drawn[-1][:, None]], dim=1)
-    return drawn, recorder
+            ids.append(prefill(GPT, cache, RULE, window, next(numbers)))
+        else:
+            ids.append(step(window[:, -1:], next(numbers)))
+    return torch.stack(ids, 1), recorder
 
 
-def prompt(batch: int) -> Tensor:
-    return torch.randint(17, (batch, 2), generator=torch.Generator().manual_seed(1))
+def test_replays_draw_the_same_ids() -> None:
+    assert graphed()[0].equal(drawn(GPT, 3))
 
 
-def test_what_is_replayed_is_what_would_have_been_drawn() -> None:
-    ours = torch.stack(graphed()[0])
-    plain = torch.stack(list(decode(GPT, prompt(3), 30, RULE, uniform_streams(5, 3), cached=False)))
-    assert ours.equal(plain)
-
-
-def test_a_length_is_recorded_when_it_comes_again_and_replayed_from_then_on() -> None:
-    _, recorder = graphed(steps=5 + 4 * 3)  # lengths 0 2 3 4 5, and 0 3 4 5 after each refill
+def test_a_length_is_recorded_the_second_time_and_then_replayed() -> None:
+    _, recorder = graphed(steps=5 + 4 * 3)  # lengths 0 2 3 4 5, then 0 3 4 5 after each refill
     assert recorder.recorded == [3, 4, 5]
     assert recorder.replayed == [3, 4, 5] * 3
 
 
-def test_on_a_gpu_and_only_there_decode_takes_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
-    monkeypatch.setattr(decoding, "GraphedStep", lambda *parts: made.append(parts) or parts[0])
-    monkeypatch.setattr(decoding, "CUDARecorder", lambda: "recorder")
-    list(decode(GPT, prompt(1), 3, RULE, uniform_streams(5, 1)))
-    assert not made
+def test_graphs_are_not_used_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(decoding, "GraphedStep")
+    drawn(GPT, 1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_graphs_of_a_gpu_draw_what_its_kernels_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_graphs_draw_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     gpt, start = loud_gpt({**RAGGED, "block_size": BLOCK}).cuda(), prompt(3).cuda()
-    ours = list(decode(gpt, start, 60, RULE, uniform_streams(5, 3, device="cuda")))
+    with_graphs = list(decode(gpt, start, 60, RULE, u_stream(3, "cuda")))
     monkeypatch.setattr(decoding, "GraphedStep", lambda step, *_: step)
-    plain = list(decode(gpt, start, 60, RULE, uniform_streams(5, 3, device="cuda")))
-    assert torch.stack(ours).equal(torch.stack(plain))
+    without = list(decode(gpt, start, 60, RULE, u_stream(3, "cuda")))
+    assert torch.stack(with_graphs).equal(torch.stack(without))

@@ -1,4 +1,4 @@
-"""The maps are the weights that the fused attention uses, and cost a model nothing."""
+"""Attention maps equal the weights that the model's attention applies, and leave no trace."""
 
 import inspect
 from collections.abc import Callable
@@ -8,90 +8,102 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nanogpt import kernels
 from nanogpt.insight.attention_maps import attention_maps
-from nanogpt.models import GPT, Bigram, Rung, attention
+from nanogpt.models import Bigram, BigramConfig, build_model
+from nanogpt.models.gpt import Attention
 from tests.models.oracles import DIVIDING, RAGGED, T, loud, loud_gpt
 
 PARTS = [["attention"], ["attention", "feed_forward"], ["attention", "feed_forward", "residual"]]
-MODELS: dict[str, Callable[[], GPT]] = {
+V = RAGGED["vocab_size"]
+
+
+def ablated(**settings: Any) -> nn.Module:
+    return loud(build_model("ablated_gpt", **DIVIDING, **settings))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
     "gpt": lambda: loud_gpt(RAGGED),
-    **{" ".join(p): lambda p=p: loud(Rung(**DIVIDING, parts=p)) for p in PARTS},
-    "sinusoidal": lambda: loud(Rung(**DIVIDING, positions="sinusoidal")),
+    **{" ".join(p): lambda p=p: ablated(parts=p) for p in PARTS},
+    "sinusoidal": lambda: ablated(positions="sinusoidal"),
+    "modern": lambda: loud(build_model("modern", **DIVIDING)),
 }
 every_model = pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
+with_and_without_kernels = pytest.mark.parametrize("installed", [False, True])
 
 
-def float32(build: Callable[[], GPT]) -> GPT:
-    return build().float().eval()
+def float32(build: Callable[[], nn.Module], installed: bool = True) -> nn.Module:
+    model = build().float().eval()
+    return kernels.install(model) if installed else model
 
 
-def sentence(size: int = T) -> Tensor:
-    return torch.randint(RAGGED["vocab_size"], (size,), generator=torch.Generator().manual_seed(9))
+def random_ids(size: int = T) -> Tensor:
+    return torch.randint(V, (size,), generator=torch.Generator().manual_seed(9))
 
 
 @torch.no_grad()
-def flows(model: nn.Module, ids: Tensor, into: str) -> list[Tensor]:
-    """What a plain forward pass sends into every module whose name ends so."""
-    seen: list[Tensor] = []
-    parts = [part for name, part in model.named_modules() if name.endswith(into)]
-    hooks = [part.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for part in parts]
+def inputs_of(model: nn.Module, ids: Tensor, suffix: str) -> list[Tensor]:
+    """The inputs of all modules whose names end with a suffix, in a forward pass."""
+    inputs: list[Tensor] = []
+    modules = [module for name, module in model.named_modules() if name.endswith(suffix)]
+    hooks = [m.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for m in modules]
     model(ids[None])
     for hook in hooks:
         hook.remove()
-    return seen
+    return inputs
 
 
 @torch.no_grad()
-def error(model: GPT, ids: Tensor) -> float:
-    """The largest difference of maps @ values from what the fused attention computed."""
+def error(model: nn.Module, ids: Tensor) -> float:
+    """The largest difference between maps @ values and the output of the model's attention."""
     differences = []
-    inputs, gathered = (flows(model, ids, into) for into in (".attn", ".attn.out_proj"))
-    layers = zip(model.blocks, attention_maps(model, ids), inputs, gathered, strict=True)
-    for block, maps, x, fused in layers:
+    inputs, outputs = (inputs_of(model, ids, suffix) for suffix in (".attn", ".attn.out_proj"))
+    layers = zip(model.blocks, attention_maps(model, ids), inputs, outputs, strict=True)
+    for block, maps, x, output in layers:
         value = block.attn.qkv.weight.chunk(3)[2]
         heads = [
             weights @ (x[0] @ matrix.T)
             for weights, matrix in zip(maps, value.chunk(block.attn.n_head), strict=True)
         ]
-        differences.append((torch.cat(heads, dim=-1) - fused[0]).abs().max().item())
+        differences.append((torch.cat(heads, dim=-1) - output[0]).abs().max().item())
     return max(differences)
 
 
 @every_model
+@with_and_without_kernels
 @pytest.mark.parametrize("size", [1, T])
-def test_maps_times_values_are_what_the_fused_attention_computed(
-    build: Callable[[], GPT], size: int
+def test_maps_times_values_equal_the_output_of_attention(
+    build: Callable[[], nn.Module], installed: bool, size: int
 ) -> None:
-    assert error(float32(build), sentence(size)) < 1e-5
+    assert error(float32(build, installed), random_ids(size)) < 1e-5
 
 
 @every_model
-def test_each_row_shares_itself_out_among_the_past(build: Callable[[], GPT]) -> None:
-    model = float32(build)
-    maps = torch.stack(attention_maps(model, sentence()))
+def test_rows_are_causal_and_sum_to_one(build: Callable[[], nn.Module]) -> None:
+    maps = torch.stack(attention_maps(float32(build), random_ids()))
     assert maps.shape == (2, 3, T, T)
     assert not maps.triu(1).any()
     assert (maps >= 0).all()
     torch.testing.assert_close(maps.sum(-1), torch.ones(2, 3, T))
 
 
-def test_the_mean_looks_everywhere_alike() -> None:
-    model = float32(lambda: loud(Rung(**DIVIDING, parts=["mean", "feed_forward"])))
-    maps, ids = attention_maps(model, sentence()), sentence()
+def test_mean_has_uniform_weights() -> None:
+    model = float32(lambda: ablated(parts=["mean", "feed_forward"]))
+    maps, ids = attention_maps(model, random_ids()), random_ids()
     assert len(maps) == DIVIDING["n_layer"]
-    for weights, x, gathered in zip(
-        maps, flows(model, ids, ".attn"), flows(model, ids, ".ln_2"), strict=True
+    for weights, x, output in zip(
+        maps, inputs_of(model, ids, ".attn"), inputs_of(model, ids, ".ln_2"), strict=True
     ):
         expected = [[1 / (t + 1) if s <= t else 0 for s in range(T)] for t in range(T)]
         torch.testing.assert_close(weights, torch.tensor([expected]))
-        torch.testing.assert_close(weights @ x[0], gathered)
+        torch.testing.assert_close(weights @ x[0], output)
 
 
-def test_a_bigram_has_no_maps() -> None:
-    assert attention_maps(Bigram(17), sentence()) == []
+def test_bigram_has_no_maps() -> None:
+    assert attention_maps(Bigram(V, BigramConfig()), random_ids()) == []
 
 
-# looking, and not looking
+# side effects
 
 
 def hooks_of(model: nn.Module) -> list[Any]:
@@ -100,58 +112,60 @@ def hooks_of(model: nn.Module) -> list[Any]:
 
 
 @every_model
-def test_a_model_is_the_same_after_a_look(build: Callable[[], GPT]) -> None:
-    model, ids = float32(build), sentence()[None]
+def test_model_is_unchanged(build: Callable[[], nn.Module]) -> None:
+    model, ids = float32(build), random_ids()[None]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     before = model(ids)
-    attention_maps(model, sentence())
+    attention_maps(model, random_ids())
     assert hooks_of(model) == []
     assert torch.equal(model(ids), before)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_no_hooks_are_left_when_looking_fails() -> None:
-    model = GPT(**RAGGED)
+def test_hooks_are_removed_after_an_error() -> None:
+    model = loud_gpt(RAGGED)
     with pytest.raises(ValueError, match="block_size"):
-        attention_maps(model, sentence(RAGGED["block_size"] + 1))
+        attention_maps(model, random_ids(RAGGED["block_size"] + 1))
     assert hooks_of(model) == []
 
 
-def test_a_model_that_is_not_looked_at_never_holds_its_weights(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_fused_attention_never_stores_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Tensor:
-        raise AssertionError("attention weights were made")
+        raise AssertionError("attention weights were computed")
 
-    model, ids = float32(lambda: loud_gpt(RAGGED)), sentence()
-    for where in ("models.attention", "insight.attention_maps"):
-        monkeypatch.setattr(f"nanogpt.{where}.attention_weights", refuse)
+    model, ids = float32(MODELS["gpt"]), random_ids()
+    monkeypatch.setattr(Attention, "weights", refuse)
+    monkeypatch.setattr("nanogpt.kernels.attention.attention_weights", refuse)
     model(ids[None])
-    with pytest.raises(AssertionError, match="were made"):
+    with pytest.raises(AssertionError, match="were computed"):
         attention_maps(model, ids)
 
 
-def test_a_forward_pass_knows_nothing_of_maps() -> None:
-    for model in (GPT, Rung, Bigram):
-        assert list(inspect.signature(model.forward).parameters) == ["self", "ids", "cache"]
+@pytest.mark.parametrize("name", ["gpt", "modern", "ablated_gpt", "bigram"])
+def test_forward_has_no_argument_for_maps(name: str) -> None:
+    forward = type(build_model(name, V)).forward
+    assert list(inspect.signature(forward).parameters) == ["self", "ids", "cache"]
 
 
-# the check has eyes
+# planted faults
 
 
-def unscaled(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-    return (q @ k.transpose(1, 2) + mask).softmax(-1)
+def unscaled(module: Attention, q: Tensor, k: Tensor) -> Tensor:
+    return PLAIN(module, q * q.shape[-1] ** 0.5, k)
 
 
-def unmasked(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-    return attention.attention_weights(q, k, torch.zeros_like(mask))
+def unmasked(module: Attention, q: Tensor, k: Tensor) -> Tensor:
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
 
 
-def exchanged(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-    return attention.attention_weights(k, q, mask)
+def exchanged(module: Attention, q: Tensor, k: Tensor) -> Tensor:
+    return PLAIN(module, k, q)
+
+
+PLAIN = Attention.weights
 
 
 @pytest.mark.parametrize("wrong", [unscaled, unmasked, exchanged])
-def test_a_planted_fault_is_seen(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanogpt.insight.attention_maps.attention_weights", wrong)
-    assert error(float32(MODELS["gpt"]), sentence()) > 1e-2
+def test_planted_fault_is_detected(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Attention, "weights", wrong)
+    assert error(float32(MODELS["gpt"]), random_ids()) > 1e-2

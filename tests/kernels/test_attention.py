@@ -1,24 +1,28 @@
-"""Attention with dropout on a CPU equals a plain loop with the same mask, backward included."""
+"""Tiled attention with dropout equals a naive loop with the same mask, forward and backward."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from nanogpt.models import ModernGPT, attention
-from nanogpt.kernels.attention import CHUNK, causal_attention, tiles
+from nanogpt import kernels
+from nanogpt.kernels import attention
+from nanogpt.kernels.attention import CHUNK, FusedAttention, tiles
+from nanogpt.models import ModernConfig, ModernGPT
 from tests.models.oracles import TOLERANCE, attention_error, keep_factor
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0) -> Tensor:
+    return FusedAttention(p)(q, k, v)
 
 
 @pytest.mark.parametrize(("batch", "n_head"), [(5, 1), (CHUNK, 1), (CHUNK + 5, 1), (7, 7)])
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_output_and_gradients_equal_a_loop_with_the_same_mask(
-    batch: int, n_head: int, p: float
-) -> None:
+def test_output_and_gradients_equal_naive_loops(batch: int, n_head: int, p: float) -> None:
     assert attention_error(causal_attention, batch, n_head, p) < TOLERANCE
 
 
-def test_tiles_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    def tile_by_tile(shape: tuple[int, ...], p: float) -> Tensor:
+def test_the_tile_size_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def factors_by_tile(shape: tuple[int, ...], p: float) -> Tensor:
         factors = torch.full((shape[0] * shape[1], *shape[2:]), torch.nan, dtype=torch.float64)
         for tile in tiles(len(factors), shape[2]):
             factors[tile] = keep_factor(tuple(factors[tile].shape), p)
@@ -27,19 +31,19 @@ def test_tiles_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     for heads, rows in ((4, 3), (5, 7), (100, 1)):
         monkeypatch.setattr(attention, "CHUNK", heads)
         monkeypatch.setattr(attention, "ROWS", rows)
-        assert attention_error(causal_attention, 3, 5, 0.3, tile_by_tile) < TOLERANCE
+        assert attention_error(causal_attention, 3, 5, 0.3, factors_by_tile) < TOLERANCE
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_views_give_what_copies_give(p: float) -> None:
-    def of_views(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+def test_strided_inputs_give_the_same(p: float) -> None:
+    def strided_attention(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
         strided = (x.transpose(1, 3).contiguous().transpose(1, 3) for x in (q, k, v))
         return causal_attention(*strided, p)
 
-    assert attention_error(of_views, 2, 3, p) < TOLERANCE
+    assert attention_error(strided_attention, 2, 3, p) < TOLERANCE
 
 
-def test_gradcheck_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
     def seeded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         torch.manual_seed(1)
         return causal_attention(q, k, v, 0.3)
@@ -49,7 +53,7 @@ def test_gradcheck_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.autograd.gradcheck(seeded, qkv)
 
 
-def test_a_seed_fixes_the_mask_and_the_next_call_draws_another() -> None:
+def test_the_mask_depends_on_the_generator() -> None:
     q, k, v = torch.randn(3, 2, 3, 8, 4)
     torch.manual_seed(1)
     first, second = causal_attention(q, k, v, 0.5), causal_attention(q, k, v, 0.5)
@@ -58,7 +62,7 @@ def test_a_seed_fixes_the_mask_and_the_next_call_draws_another() -> None:
     assert not torch.equal(first, second)
 
 
-def test_the_first_position_is_its_own_value_or_nothing() -> None:
+def test_the_first_position_is_its_own_value_or_zero() -> None:
     q, k, v = torch.randn(3, 40, 5, 3, 4)
     first = causal_attention(q, k, v, 0.5)[:, :, 0]
     kept = first.any(-1)
@@ -75,9 +79,10 @@ def test_a_second_backward_pass_gives_the_same_gradients() -> None:
 
 
 def test_the_modern_gpt_trains_under_bf16_autocast() -> None:
-    # rotary positions are kept in float32, values are not: one attention, one dtype
+    # rotary tables are float32 and values bf16: attention must see one dtype
     torch.manual_seed(0)
-    net, ids = ModernGPT(17, 16, 2, 2, 8, dropout=0.2), torch.randint(17, (3, 16))
+    net = kernels.install(ModernGPT(17, ModernConfig(16, 2, 2, 8, dropout=0.2)))
+    ids = torch.randint(17, (3, 16))
     for weight in net.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     gradients = []
@@ -90,7 +95,7 @@ def test_the_modern_gpt_trains_under_bf16_autocast() -> None:
         assert (rounded - exact).norm() < 0.1 * exact.norm()
 
 
-def test_bf16_autocast_stays_near_float32() -> None:
+def test_bf16_autocast_is_close_to_float32() -> None:
     torch.manual_seed(0)
     leaves = [x.requires_grad_() for x in torch.randn(3, 5, 7, 16, 8)]
     results = []
@@ -102,3 +107,12 @@ def test_bf16_autocast_stays_near_float32() -> None:
         results.append([y.float(), *torch.autograd.grad(y.square().sum(), leaves)])
     for exact, rounded in zip(*results, strict=True):
         assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("length", [1, 3, 7])
+def test_attention_is_computed_in_the_dtype_of_the_cache(length: int) -> None:
+    q, (k, v) = torch.randn(2, 3, length, 8), torch.randn(2, 2, 3, 7, 8).bfloat16()
+    y = causal_attention(q, k, v)
+    assert y.dtype == torch.float32
+    expected = causal_attention(q, k.float(), v.float())
+    assert (y - expected).norm() < 0.02 * expected.norm()

@@ -1,7 +1,8 @@
-"""Independent constructions of what nanogpt.models computes, and how far the models are from them.
+"""Independent implementations of the models, and functions that measure how far a model is off.
 
 They share a model's parameters and the random bits of its dropout, and no other code. Weights are
-larger than a trained model's, all sizes differ and all is float64, so that no fault can hide.
+larger than those of a trained model, all sizes differ and everything is float64, so that any fault
+shows.
 """
 
 import math
@@ -14,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nanogpt.models import GPT, Bigram, ModernGPT, Net, Rung, Shifted
+from nanogpt import kernels
 from nanogpt.kernels.dropout import random_bits
+from nanogpt.models import GPT, Model, build_model
 
 TOLERANCE = 1e-10
 DIVIDING = {"vocab_size": 17, "block_size": 13, "n_layer": 2, "n_head": 3, "n_embd": 12}  # hs 4
 RAGGED = {**DIVIDING, "n_embd": 14, "head_size": 6}  # heads concatenate to 18, not to 14
-RUNGS = [
+STAGES = [
     ["mean"],
     ["mean", "feed_forward"],
     ["mean", "feed_forward", "residual", "norm"],
@@ -33,12 +35,12 @@ RUNGS = [
 ]
 B, T = 5, 11
 
-Model = TypeVar("Model", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module)
 Oracle = Callable[[GPT, Tensor], Tensor]
 
 
-def loud(model: Model) -> Model:
-    """Make a model float64 and draw all it learns anew, linears at 1.5/sqrt(fan-in)."""
+def loud(model: Module) -> Module:
+    """Convert a model to float64 and redraw its weights, linears at 1.5/sqrt(fan-in)."""
     torch.manual_seed(1)
     for module in model.double().modules():
         if isinstance(module, nn.Embedding) and module.weight.requires_grad:
@@ -52,19 +54,23 @@ def loud(model: Model) -> Model:
     return model
 
 
-def loud_gpt(settings: dict[str, int], dropout: float = 0.0) -> GPT:
-    return loud(GPT(**settings, dropout=dropout))
+def loud_gpt(settings: dict[str, int], dropout: float = 0.0, installed: bool = False) -> GPT:
+    """Return a GPT, with or without the fast kernels."""
+    model = loud(build_model("gpt", **settings, dropout=dropout))
+    assert isinstance(model, GPT)
+    return kernels.install(model) if installed else model
 
 
-def loud_models(block_size: int) -> dict[str, Net]:
-    """One of each kind, by name, ready to sample from."""
+def loud_models(block_size: int) -> dict[str, Model]:
+    """Return a model of each kind, by name, in evaluation mode."""
     size = {**DIVIDING, "block_size": block_size}
-    models = {"gpt": GPT(**size), "ragged": GPT(**{**RAGGED, "block_size": block_size})}
-    models |= {" ".join(parts): Rung(**size, parts=parts) for parts in RUNGS}
-    models["sinusoidal"] = Rung(**size, positions="sinusoidal")
-    models["modern"] = ModernGPT(**size)
-    models["shifted"] = Shifted(**size)
-    models["bigram"] = Bigram(size["vocab_size"], block_size)
+    models = {"gpt": build_model("gpt", **size)}
+    models["ragged"] = build_model("gpt", **{**RAGGED, "block_size": block_size})
+    models |= {" ".join(parts): build_model("ablated_gpt", **size, parts=parts) for parts in STAGES}
+    models["sinusoidal"] = build_model("ablated_gpt", **size, positions="sinusoidal")
+    models["modern"] = build_model("modern", **size)
+    models["token shift"] = build_model("modern", **size, token_shift=True)
+    models["bigram"] = build_model("bigram", size["vocab_size"], block_size=block_size)
     return {name: loud(model).eval().requires_grad_(False) for name, model in models.items()}
 
 
@@ -73,7 +79,7 @@ def some_ids(model: GPT) -> Tensor:
 
 
 def torch_logits(model: GPT, ids: Tensor) -> Tensor:
-    """Build the GPT from PyTorch's own transformer layers, which need nh * hs = C."""
+    """Compute a GPT's logits with PyTorch's own transformer layers, which need nh * hs = C."""
     C = model.token_embedding.embedding_dim
     x = model.token_embedding.weight[ids] + model.position_embedding.weight[: ids.shape[1]]
     future = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1)
@@ -95,7 +101,7 @@ def torch_logits(model: GPT, ids: Tensor) -> Tensor:
 
 
 def keep_factor(shape: tuple[int, ...], p: float) -> Tensor:
-    """Return what dropout multiplies by: 0 for the lowest 16-bit values, a constant for others."""
+    """Return the factors of ``FastDropout``: 0 for the lowest 16-bit values, else a constant."""
     if p == 0:
         return torch.ones(shape, dtype=torch.float64)
     dropped = round(p * 65536)
@@ -103,8 +109,13 @@ def keep_factor(shape: tuple[int, ...], p: float) -> Tensor:
     return kept.double() * (65536 / (65536 - dropped))
 
 
+def plain_keep_factor(shape: tuple[int, ...], p: float) -> Tensor:
+    """Return the factors of ``nn.Dropout``."""
+    return F.dropout(torch.ones(shape, dtype=torch.float64), p)
+
+
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, factor: Tensor) -> Tensor:
-    """Attend one head and position at a time; ``factor`` (B, nh, T, T) is the dropout's."""
+    """Attend one head and position at a time; ``factor`` (B, nh, T, T) is that of the dropout."""
     y = []
     for h, t in product(range(q.shape[1]), range(q.shape[2])):
         scores = torch.einsum("bsi,bi->bs", k[:, h, : t + 1], q[:, h, t]) / math.sqrt(q.shape[3])
@@ -113,8 +124,13 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor, factor: Tensor) -> Tensor:
     return torch.stack(y, dim=1).view(v.shape)
 
 
-def naive_logits(model: GPT, ids: Tensor, p: float = 0.0) -> Tensor:
-    """Build the GPT from matrix products and the loop of ``naive_attention``, for any head size."""
+def naive_logits(
+    model: GPT, ids: Tensor, p: float = 0.0, keep: Callable[..., Tensor] = plain_keep_factor
+) -> Tensor:
+    """Compute a GPT's logits with matrix products and loops, for any head size.
+
+    ``keep`` returns the dropout's factors of a shape, in the order in which the model draws them.
+    """
     w = dict(model.named_parameters())
     nh, hs = model.blocks[0].attn.n_head, model.blocks[0].attn.head_size
 
@@ -133,11 +149,11 @@ def naive_logits(model: GPT, ids: Tensor, p: float = 0.0) -> Tensor:
             torch.stack([normed @ head.T for head in matrix.split(hs)], dim=1)
             for matrix in w[f"{block}.attn.qkv.weight"].chunk(3)
         )
-        heads = naive_attention(q, k, v, keep_factor((B, nh, ids.shape[1], ids.shape[1]), p))
+        heads = naive_attention(q, k, v, keep((B, nh, ids.shape[1], ids.shape[1]), p))
         joined = torch.cat([heads[:, h] for h in range(nh)], dim=-1)
-        x = x + (y := linear(joined, f"{block}.attn.out_proj")) * keep_factor(y.shape, p)
+        x = x + (y := linear(joined, f"{block}.attn.out_proj")) * keep(y.shape, p)
         hidden = linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.up_proj").clamp(min=0)
-        x = x + (y := linear(hidden, f"{block}.mlp.down_proj")) * keep_factor(y.shape, p)
+        x = x + (y := linear(hidden, f"{block}.mlp.down_proj")) * keep(y.shape, p)
     return linear(norm(x, "ln_f"), "lm_head")
 
 
@@ -146,7 +162,7 @@ def largest_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 
 def parity_error(model: GPT, oracle: Oracle) -> float:
-    """Return the largest difference between a model and an oracle, in logits and gradients."""
+    """Return the largest difference of a model from an oracle, in logits and gradients."""
     ids, results = some_ids(model), []
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for logits_of in (model, lambda ids: oracle(model, ids)):
@@ -159,7 +175,7 @@ def parity_error(model: GPT, oracle: Oracle) -> float:
 
 
 def influence(model: GPT) -> Tensor:
-    """Return (T, T): the largest gradient of the logits at t with respect to the embedding at s."""
+    """Return (T, T): the largest gradient of the logits at t in the embedding at s."""
     ids = some_ids(model)
     x = model.token_embedding(ids).detach().requires_grad_()
     hook = model.token_embedding.register_forward_hook(lambda *_: x)
@@ -171,7 +187,7 @@ def influence(model: GPT) -> Tensor:
 
 
 def causality_violations(model: GPT) -> int:
-    """Count the pairs (t, s) for which "t depends on s" is not the same as "s is not after t"."""
+    """Count the pairs (t, s) where t depends on a later s, or not on an earlier one."""
     reached = influence(model) != 0
     return int((reached != torch.ones_like(reached).tril()).sum())
 
@@ -183,9 +199,14 @@ def attention_error(
     p: float,
     drawn: Callable[[tuple[int, ...], float], Tensor] = keep_factor,
 ) -> float:
-    """Return the largest difference from the naive attention, in output and gradients.
+    """Return the largest difference from ``naive_attention``, in output and gradients.
 
-    ``drawn`` gives the factors of a shape in the order in which the attention draws them.
+    Args:
+        attention: of q, k and v (batch, n_head, 7, 3) and a dropout probability.
+        batch: number of texts.
+        n_head: number of heads.
+        p: dropout probability.
+        drawn: returns the dropout's factors of a shape, in the order in which they are drawn.
     """
     torch.manual_seed(6)
     q, k, v, dy = torch.randn(4, batch, n_head, 7, 3, dtype=torch.float64)

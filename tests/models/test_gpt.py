@@ -1,4 +1,7 @@
-"""The GPT equals two independent constructions of it, sees no future, and drops where it should."""
+"""The GPT equals two independent implementations, is causal, and applies dropout where it should.
+
+Every check runs on the plain modules and with the fast kernels installed.
+"""
 
 from functools import partial
 from typing import Any
@@ -8,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nanogpt.models import GPT
+from nanogpt import kernels
+from nanogpt.models import GPT, GPTConfig
 from tests.models.oracles import (
     DIVIDING,
     RAGGED,
@@ -17,46 +21,59 @@ from tests.models.oracles import (
     T,
     causality_violations,
     influence,
+    keep_factor,
     loud_gpt,
     naive_logits,
     parity_error,
+    plain_keep_factor,
     some_ids,
     torch_logits,
 )
 
-BOTH = pytest.mark.parametrize("settings", [DIVIDING, RAGGED], ids=["dividing", "ragged"])
+BOTH_SIZES = pytest.mark.parametrize("settings", [DIVIDING, RAGGED], ids=["dividing", "ragged"])
+BOTH_WAYS = pytest.mark.parametrize("installed", [False, True], ids=["plain", "kernels"])
 
 
-def test_logits_and_gradients_equal_those_of_pytorchs_own_layers() -> None:
-    assert parity_error(loud_gpt(DIVIDING), torch_logits) < TOLERANCE
+@BOTH_WAYS
+def test_logits_and_gradients_equal_pytorchs_transformer_layers(installed: bool) -> None:
+    assert parity_error(loud_gpt(DIVIDING, installed=installed), torch_logits) < TOLERANCE
 
 
-@BOTH
-def test_logits_and_gradients_equal_those_of_plain_loops(settings: dict[str, int]) -> None:
-    assert parity_error(loud_gpt(settings), naive_logits) < TOLERANCE
+@BOTH_WAYS
+@BOTH_SIZES
+def test_logits_and_gradients_equal_naive_loops(settings: dict[str, int], installed: bool) -> None:
+    assert parity_error(loud_gpt(settings, installed=installed), naive_logits) < TOLERANCE
 
 
-@BOTH
-def test_dropout_acts_on_weights_and_after_projection_and_mlp(settings: dict[str, int]) -> None:
-    error = parity_error(loud_gpt(settings, dropout=0.3), partial(naive_logits, p=0.3))
-    assert error < TOLERANCE
+@BOTH_WAYS
+@BOTH_SIZES
+def test_dropout_acts_on_attention_weights_and_after_both_layers(
+    settings: dict[str, int], installed: bool
+) -> None:
+    oracle = partial(naive_logits, p=0.3, keep=keep_factor if installed else plain_keep_factor)
+    assert parity_error(loud_gpt(settings, 0.3, installed), oracle) < TOLERANCE
 
 
-@BOTH
-def test_dropout_does_nothing_in_evaluation(settings: dict[str, int]) -> None:
-    assert parity_error(loud_gpt(settings, dropout=0.3).eval(), naive_logits) < TOLERANCE
+@BOTH_WAYS
+@BOTH_SIZES
+def test_dropout_does_nothing_in_evaluation(settings: dict[str, int], installed: bool) -> None:
+    assert parity_error(loud_gpt(settings, 0.3, installed).eval(), naive_logits) < TOLERANCE
 
 
-@BOTH
-def test_a_position_depends_on_just_itself_and_its_past(settings: dict[str, int]) -> None:
-    assert causality_violations(loud_gpt(settings)) == 0
+@BOTH_WAYS
+@BOTH_SIZES
+def test_a_position_depends_on_itself_and_the_past_only(
+    settings: dict[str, int], installed: bool
+) -> None:
+    assert causality_violations(loud_gpt(settings, installed=installed)) == 0
 
 
-def test_a_position_sees_no_future_when_weights_are_dropped() -> None:
-    assert not influence(loud_gpt(RAGGED, dropout=0.3)).triu(1).any()
+@BOTH_WAYS
+def test_dropout_does_not_reveal_the_future(installed: bool) -> None:
+    assert not influence(loud_gpt(RAGGED, 0.3, installed)).triu(1).any()
 
 
-def test_a_block_whose_branches_are_silent_is_the_identity() -> None:
+def test_a_block_with_zero_output_projections_is_the_identity() -> None:
     block = loud_gpt(RAGGED).blocks[0]
     for branch in (block.attn.out_proj, block.mlp.down_proj):
         nn.init.zeros_(branch.weight)
@@ -65,18 +82,22 @@ def test_a_block_whose_branches_are_silent_is_the_identity() -> None:
     assert torch.equal(block(x), x)
 
 
-def test_logits_of_a_prefix_do_not_depend_on_what_follows() -> None:
-    model = loud_gpt(RAGGED)
+@BOTH_WAYS
+def test_logits_of_a_prefix_do_not_depend_on_the_rest(installed: bool) -> None:
+    model = loud_gpt(RAGGED, installed=installed)
     ids = some_ids(model)
     for length in (1, 4, T):
         prefix = model(ids[:, :length])
         torch.testing.assert_close(prefix, model(ids)[:, :length], atol=TOLERANCE, rtol=0)
 
 
-def test_bf16_autocast_stays_near_float32_in_logits_and_gradients() -> None:
+@BOTH_WAYS
+def test_bf16_autocast_is_close_to_float32(installed: bool) -> None:
     torch.manual_seed(0)
-    model, results = GPT(65, 16, n_layer=2, n_head=3, n_embd=48, dropout=0.2), []
-    ids = torch.randint(65, (9, 16))
+    model = GPT(65, GPTConfig(16, n_layer=2, n_head=3, n_embd=48, dropout=0.2))
+    if installed:
+        kernels.install(model)
+    ids, results = torch.randint(65, (9, 16)), []
     for enabled in (False, True):
         torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -84,7 +105,7 @@ def test_bf16_autocast_stays_near_float32_in_logits_and_gradients() -> None:
             loss = F.cross_entropy(logits.flatten(0, 1), ids.flatten())
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         results.append([logits.float(), *gradients])
-    bounds = [0.01] + [0.1] * len(gradients)  # gradients jump where rounding crosses a ReLU's kink
+    bounds = [0.01] + [0.1] * len(gradients)  # rounding across a ReLU's kink changes gradients
     for exact, rounded, bound in zip(*results, bounds, strict=True):
         assert rounded.dtype == torch.float32
         assert (rounded - exact).norm() < bound * exact.norm()
@@ -93,7 +114,7 @@ def test_bf16_autocast_stays_near_float32_in_logits_and_gradients() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        *((name, 0) for name in (*DIVIDING, "head_size")),
+        *((name, 0) for name in (*DIVIDING, "head_size") if name != "vocab_size"),
         ("n_layer", -1),
         ("dropout", -0.1),
         ("dropout", 1.0),
@@ -101,11 +122,12 @@ def test_bf16_autocast_stays_near_float32_in_logits_and_gradients() -> None:
         ("init", "xavier"),
     ],
 )
-def test_a_bad_setting_is_named(setting: str, value: Any) -> None:
+def test_an_invalid_setting_is_named(setting: str, value: Any) -> None:
+    settings = {name: size for name, size in RAGGED.items() if name != "vocab_size"}
     with pytest.raises(ValueError, match=f"{setting} must .*not '?{value}"):
-        GPT(**{**RAGGED, setting: value})
+        GPTConfig(**{**settings, setting: value})
 
 
-def test_too_long_an_input_is_refused_with_both_lengths() -> None:
+def test_an_input_longer_than_block_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"14.*block_size.*13"):
-        GPT(**RAGGED)(torch.zeros(1, 14, dtype=torch.int64))
+        loud_gpt(RAGGED)(torch.zeros(1, 14, dtype=torch.int64))

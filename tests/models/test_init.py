@@ -1,4 +1,4 @@
-"""The two initialisations: PyTorch's own, and GPT-2's N(0, 0.02)."""
+"""The two initializations: PyTorch's default and GPT-2's N(0, 0.02)."""
 
 import math
 
@@ -7,18 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nanogpt.models import GPT
+from nanogpt.models import GPT, GPTConfig
 
-SETTINGS = {"vocab_size": 65, "block_size": 128, "n_layer": 2, "n_head": 6, "n_embd": 64}
+SETTINGS = {"block_size": 128, "n_layer": 2, "n_head": 6, "n_embd": 64}
+
+
+def build(init: str = "default") -> GPT:
+    return GPT(65, GPTConfig(**SETTINGS, init=init))
 
 
 def modules(model: GPT, kind: type[nn.Module]) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, kind)]
 
 
-def test_default_leaves_what_pytorch_draws() -> None:
+def test_default_is_pytorchs_initialization() -> None:
     torch.manual_seed(0)
-    model = GPT(**SETTINGS)
+    model = build()
     for embedding in modules(model, nn.Embedding):
         assert embedding.weight.std().item() == pytest.approx(1, abs=0.05)
     for linear in modules(model, nn.Linear):
@@ -31,7 +35,7 @@ def test_default_leaves_what_pytorch_draws() -> None:
 
 def test_normal_draws_weights_from_n_0_002_and_zeroes_biases() -> None:
     torch.manual_seed(0)
-    model = GPT(**SETTINGS, init="normal")
+    model = build("normal")
     for module in modules(model, nn.Embedding) + modules(model, nn.Linear):
         assert module.weight.std().item() == pytest.approx(0.02, rel=0.05)
         assert module.weight.mean().abs() < 0.002
@@ -39,8 +43,8 @@ def test_normal_draws_weights_from_n_0_002_and_zeroes_biases() -> None:
 
 
 @pytest.mark.parametrize("init", ["default", "normal"])
-def test_layer_norms_start_as_plain_normalisation(init: str) -> None:
-    for norm in modules(GPT(**SETTINGS, init=init), nn.LayerNorm):
+def test_layer_norms_start_without_scale_or_bias(init: str) -> None:
+    for norm in modules(build(init), nn.LayerNorm):
         assert norm.weight.eq(1).all()
         assert not norm.bias.any()
 
@@ -52,6 +56,6 @@ def test_the_first_loss_on_random_characters_is_near_ln_65(init: str, excess: fl
     torch.manual_seed(0)
     ids, targets = torch.randint(65, (2, 16, 128))
     with torch.no_grad():
-        logits = GPT(**SETTINGS, init=init)(ids)
+        logits = build(init)(ids)
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     assert loss.item() == pytest.approx(math.log(65) + excess, abs=0.03)

@@ -1,4 +1,4 @@
-"""The modern GPT, shifted or not, against itself written out another way; what it promises."""
+"""The modern GPT, with and without token shift, equals an independent implementation."""
 
 import math
 from typing import Any
@@ -7,37 +7,46 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanogpt.models import ModernGPT, Shifted, modern, shifted
-from nanogpt.kernels.elementwise import turn
-from nanogpt.models.modern import LOGIT_CAP, ModernFeedForward, rotation, corrupt_tokens
-from nanogpt.models.modern import token_shift
+from nanogpt.models import ModernConfig, ModernGPT, build_model, modern
+from nanogpt.models.modern import (
+    LOGIT_CAP,
+    ModernFeedForward,
+    Rotary,
+    RotaryTables,
+    corrupt_tokens,
+    rotary_tables,
+    token_shift,
+)
 from tests.models.oracles import DIVIDING, loud
 
 B, T = 3, 11
+SIZES = {name: size for name, size in DIVIDING.items() if name != "vocab_size"}
 
 
-def model(kind: type[ModernGPT] = ModernGPT) -> ModernGPT:
-    return loud(kind(**DIVIDING)).eval()
+def model(**settings: Any) -> ModernGPT:
+    net = loud(build_model("modern", **DIVIDING, **settings)).eval()
+    assert isinstance(net, ModernGPT)
+    return net
 
 
 def ids() -> Tensor:
     return torch.randint(17, (B, T), generator=torch.Generator().manual_seed(2))
 
 
-def normal(x: Tensor) -> Tensor:
+def normalized(x: Tensor) -> Tensor:
     return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
 
 
-def turned(x: Tensor, position: int) -> Tensor:
-    """Turn one position of a head, (B, hs), as complex numbers."""
+def rotated(x: Tensor, position: int) -> Tensor:
+    """Rotate one position of a head, (B, hs), as complex numbers."""
     half = x.shape[-1] // 2
     angles = position * 10_000.0 ** -(torch.arange(half, dtype=torch.float64) / half)
     y = torch.complex(x[:, ::2], x[:, 1::2]) * torch.polar(torch.ones_like(angles), angles)
     return torch.stack([y.real, y.imag], -1).flatten(-2)
 
 
-def read_late(x: Tensor) -> Tensor:
-    """One channel and one position at a time: thirds are read 0, 1 and 2 positions late."""
+def shifted(x: Tensor) -> Tensor:
+    """Shift one channel and one position at a time: thirds by 0, 1 and 2 positions."""
     y, C = torch.zeros_like(x), x.shape[-1]
     for t in range(x.shape[1]):
         for c in range(C):
@@ -47,40 +56,43 @@ def read_late(x: Tensor) -> Tensor:
     return y
 
 
-def logits_by_hand(net: Any, text: Tensor) -> Tensor:
-    """One position and one head at a time; nothing of the model but its weights."""
-    late = read_late if isinstance(net, Shifted) else lambda x: x
+def naive_logits(net: Any, text: Tensor) -> Tensor:
+    """Compute one position and one head at a time, from nothing but the model's weights."""
+    late = shifted if net.blocks[0].token_shift else lambda x: x
     C, nh = net.token_embedding.embedding_dim, net.blocks[0].attn.n_head
-    hs, stream = C // nh, normal(net.token_embedding.weight[text])
+    hs, stream = C // nh, normalized(net.token_embedding.weight[text])
     for block in net.blocks:
-        q, k, v = (late(normal(stream)) @ block.attn.qkv.weight.T).split(C, -1)
+        q, k, v = (late(normalized(stream)) @ block.attn.qkv.weight.T).split(C, -1)
         rows = []
         for t in range(T):
             heads = []
             for h in (slice(i * hs, (i + 1) * hs) for i in range(nh)):
-                query = turned(normal(q[:, t, h]), t)
-                keys = torch.stack([turned(normal(k[:, s, h]), s) for s in range(t + 1)], 1)
+                query = rotated(normalized(q[:, t, h]), t)
+                keys = torch.stack([rotated(normalized(k[:, s, h]), s) for s in range(t + 1)], 1)
                 scores = (keys * query[:, None]).sum(-1) / math.sqrt(hs)
                 heads.append((scores.softmax(-1)[..., None] * v[:, : t + 1, h]).sum(1))
             rows.append(torch.cat(heads, -1))
         stream = stream + torch.stack(rows, 1) @ block.attn.out_proj.weight.T
-        wide = late(normal(stream)) @ block.mlp.up_proj.weight.T
+        wide = late(normalized(stream)) @ block.mlp.up_proj.weight.T
         stream = stream + (wide * wide * (wide > 0)) @ block.mlp.down_proj.weight.T
-    logits = normal(stream) @ net.lm_head.weight.T
+    logits = normalized(stream) @ net.lm_head.weight.T
     return LOGIT_CAP * torch.tanh(logits / LOGIT_CAP)
 
 
 def error(net: ModernGPT) -> float:
-    return (net(ids()) - logits_by_hand(net, ids())).abs().max().item()
+    return (net(ids()) - naive_logits(net, ids())).abs().max().item()
 
 
-@pytest.mark.parametrize("kind", [ModernGPT, Shifted])
-def test_logits_are_those_worked_out_by_hand(kind: type[ModernGPT]) -> None:
-    assert error(model(kind)) < 1e-6  # the angles are kept in float32
+BOTH = pytest.mark.parametrize("shift", [False, True], ids=["plain", "token shift"])
 
 
-def backwards(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return turn(x, cos.flip(0), sin.flip(0))
+@BOTH
+def test_logits_equal_the_naive_ones(shift: bool) -> None:
+    assert error(model(token_shift=shift)) < 1e-6  # the angles are float32
+
+
+def backward_rotation(self: Rotary, x: Tensor, tables: RotaryTables) -> Tensor:
+    return rotary(self, x, (tables[0].flip(0), tables[1].flip(0)))
 
 
 def one_more(x: Tensor, _: None) -> Tensor:
@@ -91,36 +103,46 @@ def not_squared(self: ModernFeedForward, x: Tensor) -> Tensor:
     return self.down_proj(self.up_proj(x).relu())
 
 
-@pytest.mark.parametrize(
-    ("where", "what", "wrong"),
-    [
-        (modern, "turn", backwards),
-        (shifted, "token_shift", one_more),
-        (ModernFeedForward, "forward", not_squared),
-    ],
-    ids=["turned backwards", "shifted too far", "not squared"],
-)
-def test_a_planted_fault_is_seen(
+rotary = Rotary.forward
+FAULTS = {
+    "rotated backward": (Rotary, "forward", backward_rotation),
+    "shifted too far": (modern, "token_shift", one_more),
+    "not squared": (ModernFeedForward, "forward", not_squared),
+}
+
+
+@pytest.mark.parametrize(("where", "what", "wrong"), FAULTS.values(), ids=FAULTS)
+def test_a_planted_fault_is_reported(
     where: Any, what: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(where, what, wrong)
-    assert error(model(Shifted)) > 1e-2
+    assert error(model(token_shift=True)) > 1e-2
 
 
-def test_what_a_query_sees_of_a_key_depends_on_their_distance_alone() -> None:
+def test_attention_scores_depend_on_the_distance_only() -> None:
     q, k = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(1))
 
-    def seen(at: int, of: int) -> float:
-        one, other = (rotation(place, place + 1, 8, q) for place in (at, of))
-        return (turn(q, *one) * turn(k, *other)).sum().item()
+    def score(query_at: int, key_at: int) -> float:
+        one, other = (
+            Rotary()(x, rotary_tables(torch.tensor([place]), 8, x.dtype))
+            for x, place in ((q, query_at), (k, key_at))
+        )
+        return (one * other).sum().item()
 
-    assert seen(3, 0) == pytest.approx(seen(43, 40), abs=1e-4)
-    assert seen(3, 0) != pytest.approx(seen(4, 0), abs=1e-2)
+    assert score(3, 0) == pytest.approx(score(43, 40), abs=1e-4)
+    assert score(3, 0) != pytest.approx(score(4, 0), abs=1e-2)
 
 
-@pytest.mark.parametrize("kind", [ModernGPT, Shifted])
-def test_the_future_has_no_say(kind: type[ModernGPT]) -> None:
-    net = model(kind)
+@pytest.mark.parametrize("channels", [2, 4, 6, 12])
+def test_token_shift_moves_thirds_of_the_channels(channels: int) -> None:
+    x = torch.randn(2, 5, channels)
+    assert torch.equal(token_shift(x), shifted(x))
+    assert torch.equal(token_shift(x[:, :1]), shifted(x[:, :1]))
+
+
+@BOTH
+def test_a_position_depends_on_itself_and_the_past_only(shift: bool) -> None:
+    net = model(token_shift=shift)
     embedded: list[Tensor] = []
 
     def keep(module: Any, inputs: Any, output: Tensor) -> Tensor:
@@ -135,13 +157,13 @@ def test_the_future_has_no_say(kind: type[ModernGPT]) -> None:
         assert reached.tolist() == [s <= t for s in range(T)]
 
 
-def test_noise_is_for_training_only() -> None:
-    net = loud(ModernGPT(**DIVIDING, noise=0.3))
+def test_token_noise_acts_in_training_only() -> None:
+    net = model(token_noise=0.3)
     assert torch.equal(net.eval()(ids()), model()(ids()))
     assert not torch.allclose(net.train()(ids()), model()(ids()))
 
 
-def test_as_many_characters_are_noise_as_asked_for_and_all_are_as_likely() -> None:
+def test_the_share_of_corrupted_tokens_and_their_distribution() -> None:
     torch.manual_seed(1)
     n, p, V = 200_000, 0.3, 5
     clean = torch.full((2, n // 2), 3)
@@ -157,21 +179,21 @@ def test_as_many_characters_are_noise_as_asked_for_and_all_are_as_likely() -> No
     assert torch.equal(corrupt_tokens(clean, 0.0, V), clean)
 
 
-def test_it_begins_as_a_uniform_guess() -> None:
-    assert not ModernGPT(**DIVIDING)(ids()).any()
+def test_initial_logits_are_zero() -> None:
+    assert not build_model("modern", **DIVIDING)(ids()).any()
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({"n_embd": 9}, "multiple of 2 x n_head 3"), ({"n_layer": 0}, "n_layer must be at least 1"),
-     ({"dropout": 1.0}, "dropout must lie in"), ({"noise": -0.1}, "noise must lie in")],
+    [({"n_embd": 9}, "multiple of 2 \\* n_head 3"), ({"n_layer": 0}, "n_layer must be at least 1"),
+     ({"dropout": 1.0}, "dropout must be in"), ({"token_noise": -0.1}, "token_noise must be in")],
     ids=str,
 )  # fmt: skip
-def test_sizes_that_make_no_model_are_refused(settings: dict[str, Any], reason: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        ModernGPT(**{**DIVIDING, **settings})
+        ModernConfig(**{**SIZES, **settings})
 
 
-def test_a_window_longer_than_the_block_is_refused() -> None:
-    with pytest.raises(ValueError, match="14 characters are more than block_size, 13"):
+def test_an_input_longer_than_block_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="14 characters exceed block_size 13"):
         model()(torch.zeros(1, 14, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""Which characters a batch holds: the same ones however the work is cut up, and each once."""
+"""Batches depend on seed and step only, and evaluation windows contain each target once."""
 
 from itertools import islice
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nanogpt.text.batches import (
     EVALUATION_CHARACTERS,
-    STEPS_AT_A_TIME,
+    STEPS_PER_DRAW,
     Draw,
     Windows,
     batch_offsets,
@@ -26,23 +26,23 @@ TEXT = torch.arange(1000) % 251
 # training: offsets are a pure function of (seed, step)
 
 
-def test_offsets_depend_on_nothing_but_seed_and_step() -> None:
-    # enough seeds and chunks of steps to push each other out of the cache
-    asked = [(seed, step) for step in (0, 255, 256, 700, 5000) for seed in (1, 2, 1337)]
-    first = {key: batch_offsets(Draw(key[0], 8, 10_000), key[1]).clone() for key in asked}
-    for key in reversed(asked):
+def test_offsets_depend_on_seed_and_step_only() -> None:
+    # enough seeds and chunks of steps to evict each other from the cache
+    keys = [(seed, step) for step in (0, 255, 256, 700, 5000) for seed in (1, 2, 1337)]
+    first = {key: batch_offsets(Draw(key[0], 8, 10_000), key[1]).clone() for key in keys}
+    for key in reversed(keys):
         assert batch_offsets(Draw(key[0], 8, 10_000), key[1]).equal(first[key]), key
-    assert len({tuple(offsets.tolist()) for offsets in first.values()}) == len(asked)
+    assert len({tuple(offsets.tolist()) for offsets in first.values()}) == len(keys)
 
 
-def test_no_two_steps_share_their_offsets() -> None:
-    steps = range(3 * STEPS_AT_A_TIME)
+def test_steps_have_distinct_offsets() -> None:
+    steps = range(3 * STEPS_PER_DRAW)
     draws = {tuple(batch_offsets(Draw(7, 4, 2**20), step).tolist()) for step in steps}
     assert len(draws) == len(steps)
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**32, 2**64 - 1])
-def test_any_integer_is_a_seed_of_its_own(seed: int) -> None:
+def test_any_integer_is_a_distinct_seed(seed: int) -> None:
     offsets = batch_offsets(Draw(seed, 8, 10_000), 0)
     assert offsets.shape == (8,)
     assert offsets.dtype == torch.int64
@@ -56,7 +56,7 @@ def test_global_random_state_is_neither_used_nor_changed() -> None:
     assert torch.get_rng_state().equal(state)
     torch.manual_seed(1)
     batch_offsets(Draw(12, 8, 10_000), 0)
-    batch_offsets(Draw(13, 8, 10_000), 0)  # two others have taken its place in the cache
+    batch_offsets(Draw(13, 8, 10_000), 0)  # evicts the first from the cache
     assert batch_offsets(Draw(11, 8, 10_000), 0).equal(first)
 
 
@@ -67,19 +67,19 @@ def test_global_random_state_is_neither_used_nor_changed() -> None:
             Draw(1337, 64, 1_003_854 - 256),
             {0: [946414, 476887, 605240], 1: [243252, 601476, 410012], 256: [72891, 74901, 302229]},
         ),
-        (  # as quickstart.yaml does; its 490th step reaches into the second epoch
+        (  # as quickstart.yaml reads it; step 490 extends into the second epoch
             Draw(1337, 32, 1_003_854 - 64, 64),
             {0: [485840, 85200, 811472], 1: [47568, 627472, 767568], 490: [741643, 348747, 789835]},
         ),
     ],
 )
 def test_offsets_of_shipped_runs(draw: Draw, expected: dict[int, list[int]]) -> None:
-    some = slice(3) if draw.apart is None else slice(-3, None)
+    some = slice(3) if draw.stride is None else slice(-3, None)
     found = {step: batch_offsets(draw, step)[some].tolist() for step in expected}
     assert found == expected, (
-        "the same seed now gives other training batches: every logged run can no longer be "
-        "reproduced, and a resumed one goes on with other data. If that is what you want, say so "
-        f"in the change and pin {found}"
+        "the same seed now gives other training batches: logged runs cannot be reproduced, and a "
+        "resumed run uses other data. If this is intended, say so in the commit and expect "
+        f"{found}"
     )
 
 
@@ -94,17 +94,17 @@ def chi_square(draws: Tensor, high: int) -> float:
 
 def test_offsets_are_uniform() -> None:
     high = 101
-    within = torch.cat([batch_offsets(Draw(3, 64, high), step) for step in range(STEPS_AT_A_TIME)])
+    within = torch.cat([batch_offsets(Draw(3, 64, high), step) for step in range(STEPS_PER_DRAW)])
     assert abs(chi_square(within, high)) < 4
-    first = torch.stack(  # each from a generator of its own
-        [batch_offsets(Draw(seed, 1, high), chunk * STEPS_AT_A_TIME)[0]
+    first = torch.stack(  # each from a new generator
+        [batch_offsets(Draw(seed, 1, high), chunk * STEPS_PER_DRAW)[0]
          for seed in range(40) for chunk in range(100)]
     )  # fmt: skip
     assert abs(chi_square(first, high)) < 4
 
 
 @pytest.mark.parametrize("high", [1, 2, 3])
-def test_offsets_of_a_tiny_split_reach_all_of_it_and_no_further(high: int) -> None:
+def test_offsets_of_a_tiny_split_cover_it_exactly(high: int) -> None:
     offsets = torch.cat([batch_offsets(Draw(5, 16, high), step) for step in range(20)])
     assert set(offsets.tolist()) == set(range(high))
 
@@ -112,47 +112,47 @@ def test_offsets_of_a_tiny_split_reach_all_of_it_and_no_further(high: int) -> No
 # training: without replacement
 
 
-@pytest.mark.parametrize("high", [1000, 1009, 1016])  # a whole number of windows, and not quite
+@pytest.mark.parametrize("high", [1000, 1009, 1016])  # a whole number of windows, and others
 @pytest.mark.parametrize("batch_size", [1, 7, 125, 300])  # of 100 to 126 windows an epoch
-@pytest.mark.parametrize("apart", [8, 10])
-def test_an_epoch_takes_each_window_once(high: int, batch_size: int, apart: int) -> None:
-    draw, per_epoch = Draw(3, batch_size, high, apart), high // apart
+@pytest.mark.parametrize("stride", [8, 10])
+def test_epoch_uses_each_window_once(high: int, batch_size: int, stride: int) -> None:
+    draw, per_epoch = Draw(3, batch_size, high, stride), high // stride
     steps = 4 * per_epoch // batch_size + 1
     offsets = torch.cat([batch_offsets(draw, step) for step in range(steps)])
     assert offsets.dtype == torch.int64
     firsts, orders = set(), set()
     for epoch in offsets[: 4 * per_epoch].view(4, per_epoch):
         first, last = epoch.min(), epoch.max()
-        assert epoch.sort()[0].equal(first + apart * torch.arange(per_epoch))
-        assert 0 <= first < apart
+        assert epoch.sort()[0].equal(first + stride * torch.arange(per_epoch))
+        assert 0 <= first < stride
         assert last < high
         firsts.add(int(first))
-        orders.add(tuple(((epoch - first) // apart).tolist()))
-    assert len(firsts) > 1  # the text is cut anew
+        orders.add(tuple(((epoch - first) // stride).tolist()))
+    assert len(firsts) > 1  # the text is divided at new offsets
     assert len(orders) == 4
 
 
-def test_without_replacement_the_seed_counts_and_the_order_of_asking_does_not() -> None:
-    asked = [(seed, step) for step in (0, 3, 4, 90, 5000) for seed in (1, 2, 1337)]
-    first = {key: batch_offsets(Draw(key[0], 8, 1000, 30), key[1]).clone() for key in asked}
-    for key in reversed(asked):
+def test_offsets_without_replacement_depend_on_seed_and_step_only() -> None:
+    keys = [(seed, step) for step in (0, 3, 4, 90, 5000) for seed in (1, 2, 1337)]
+    first = {key: batch_offsets(Draw(key[0], 8, 1000, 30), key[1]).clone() for key in keys}
+    for key in reversed(keys):
         assert batch_offsets(Draw(key[0], 8, 1000, 30), key[1]).equal(first[key]), key
-    assert len({tuple(offsets.tolist()) for offsets in first.values()}) == len(asked)
+    assert len({tuple(offsets.tolist()) for offsets in first.values()}) == len(keys)
 
 
 @pytest.mark.parametrize("high", [1, 2, 3, 9])
-def test_without_replacement_a_window_may_begin_anywhere_in_a_short_split(high: int) -> None:
+def test_offsets_without_replacement_cover_a_short_split(high: int) -> None:
     offsets = torch.cat([batch_offsets(Draw(5, 16, high, 8), step) for step in range(20)])
     assert set(offsets.tolist()) == set(range(min(high, 8)))
 
 
-def test_the_first_window_of_an_epoch_lies_anywhere() -> None:
+def test_offsets_without_replacement_are_uniform() -> None:
     draw, per_epoch = Draw(7, 20, 100, 5), 20
-    assert draw.batch_size == per_epoch  # an epoch a step
+    assert draw.batch_size == per_epoch  # one epoch per step
     firsts = torch.stack([batch_offsets(draw, step).min() for step in range(2000)])
     assert abs(chi_square(firsts, 5)) < 4
-    places = torch.cat([batch_offsets(draw, step)[:1] for step in range(2000)])
-    assert abs(chi_square(places, 100)) < 4
+    offsets = torch.cat([batch_offsets(draw, step)[:1] for step in range(2000)])
+    assert abs(chi_square(offsets, 100)) < 4
 
 
 # training: ranks, micro-batches, resuming
@@ -168,18 +168,16 @@ def test_ranks_and_micro_batches_partition_the_global_batch(
         training_batches(Draw(1337, batch_size, 1000), 254, accumulate, rank, world_size)
         for rank in range(world_size)
     ]
-    for step in range(254, 254 + n_steps):  # across the border of two chunks
+    for step in range(254, 254 + n_steps):  # across the boundary of two chunks
         parts = [next(rank) for _ in range(accumulate) for rank in ranks]
         assert {len(part) for part in parts} == {batch_size // (accumulate * world_size)}
         assert torch.cat(parts).equal(batch_offsets(Draw(1337, batch_size, 1000), step))
 
 
-@pytest.mark.parametrize("apart", [None, 9])
+@pytest.mark.parametrize("stride", [None, 9])
 @pytest.mark.parametrize("first_step", [0, 1, 255, 256, 300])
-def test_resumed_stream_is_the_old_one_with_its_steps_skipped(
-    first_step: int, apart: int | None
-) -> None:
-    accumulate, draw = 2, Draw(1337, 8, 1000, apart)
+def test_resumed_batches_equal_the_uninterrupted_ones(first_step: int, stride: int | None) -> None:
+    accumulate, draw = 2, Draw(1337, 8, 1000, stride)
     from_start = training_batches(draw, 0, accumulate)
     skipped = list(islice(from_start, first_step * accumulate, (first_step + 3) * accumulate))
     resumed = list(islice(training_batches(draw, first_step, accumulate), 3 * accumulate))
@@ -190,9 +188,9 @@ def test_resumed_stream_is_the_old_one_with_its_steps_skipped(
 
 
 def targets(batches: list[Windows]) -> Tensor:
-    """Places of all targets in their split, in order."""
+    """Positions of all targets in the split, in order."""
     windows = [batch.offsets[:, None] + torch.arange(batch.length) + 1 for batch in batches]
-    return torch.cat([places.flatten() for places in windows])
+    return torch.cat([positions.flatten() for positions in windows])
 
 
 def test_consecutive_windows_of_a_small_split() -> None:
@@ -204,7 +202,7 @@ def test_consecutive_windows_of_a_small_split() -> None:
 
 @hypothesis_settings
 @given(st.integers(1, 40_000), st.integers(1, 300))
-def test_consecutive_windows_hold_every_target_once(n_targets: int, block_size: int) -> None:
+def test_consecutive_windows_contain_every_target_once(n_targets: int, block_size: int) -> None:
     batches = evaluation_windows(n_targets, block_size)
     assert targets(batches).equal(torch.arange(1, n_targets + 1))
     assert all(batch.length == block_size for batch in batches[:-1])
@@ -212,14 +210,14 @@ def test_consecutive_windows_hold_every_target_once(n_targets: int, block_size: 
 
 @hypothesis_settings
 @given(st.integers(1, 40_000), st.integers(1, 300), st.integers(0, 100_000))
-def test_spread_windows_are_even_and_hold_as_many_targets_as_asked(
+def test_spaced_windows_are_even_and_have_the_requested_number_of_targets(
     n_targets: int, block_size: int, high: int
 ) -> None:
     assume(n_targets >= block_size)
     batches = evaluation_windows(n_targets, block_size, high)
-    places = targets(batches)
-    assert len(places) == n_targets
-    assert places.max() <= high + block_size  # the last character of the split
+    positions = targets(batches)
+    assert len(positions) == n_targets
+    assert positions.max() <= high + block_size  # the last character of the split
     offsets = torch.cat([batch.offsets for batch in batches])
     assert offsets[0] == 0
     if len(offsets) > 1:
@@ -241,32 +239,32 @@ def test_evaluation_batches_fit_in_memory(block_size: int, high: int | None) -> 
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 111, 999, 2000])
-def test_mean_loss_over_consecutive_windows_is_the_plain_mean(block_size: int) -> None:
-    cost = (torch.arange(251) ** 2 + 1).double()  # of each character, as a target
+def test_mean_loss_over_consecutive_windows_equals_the_mean_over_targets(block_size: int) -> None:
+    loss = (torch.arange(251) ** 2 + 1).double()  # of each character, as a target
     batches = [gather(TEXT, batch) for batch in evaluation_windows(len(TEXT) - 1, block_size)]
-    losses = torch.cat([cost[target].flatten() for _, target in batches])
-    assert losses.mean() == cost[TEXT[1:]].mean()
+    losses = torch.cat([loss[target].flatten() for _, target in batches])
+    assert losses.mean() == loss[TEXT[1:]].mean()
 
 
-# cutting
+# gather
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
 def test_gather_slices(dtype: torch.dtype) -> None:
-    offsets = torch.tensor([3, 0, 991, 3])  # the third one's last target is the last character
+    offsets = torch.tensor([3, 0, 991, 3])  # the last target of the third is the last character
     inputs, shifted = gather(TEXT.to(dtype), Windows(offsets, 8))
     assert inputs.dtype == shifted.dtype == torch.int64
     assert inputs.tolist() == [TEXT[offset : offset + 8].tolist() for offset in offsets]
     assert shifted.tolist() == [TEXT[offset + 1 : offset + 9].tolist() for offset in offsets]
 
 
-def test_gather_refuses_a_window_that_lacks_its_last_target() -> None:
+def test_gather_rejects_a_window_without_its_last_target() -> None:
     with pytest.raises(IndexError):
         gather(TEXT, Windows(torch.tensor([992]), 8))
 
 
 @pytest.mark.parametrize("n_characters", [9, 10, 60])
-def test_smallest_splits_can_be_cut(n_characters: int) -> None:
+def test_smallest_splits(n_characters: int) -> None:
     block_size, ids = 8, TEXT[:n_characters].byte()
     high = n_characters - block_size
     for offsets in islice(training_batches(Draw(1337, 4, high), 0), 20):

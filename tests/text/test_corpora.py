@@ -1,4 +1,4 @@
-"""Where a text comes from: the user's file, the machine, the network, or what stands in for it."""
+"""Corpora from a file, from this machine, from the network, or the built-in replacement."""
 
 import hashlib
 import os
@@ -22,19 +22,19 @@ from nanogpt.text.corpora import (
     read_corpus,
 )
 from nanogpt.text.tokenizer import Tokenizer
+from tests.command_lines import SHARED_TEXT
 
 FAKE = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
-REAL = Path(__file__).parents[2] / "../shared/data" / FILE
 
-posix = pytest.mark.skipif(os.name != "posix", reason="FIFOs, devices and modes are POSIX's")
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
 not_root = pytest.mark.skipif(
-    os.name != "posix" or os.geteuid() == 0, reason="permissions do not bind this user"
+    os.name != "posix" or os.geteuid() == 0, reason="permissions do not apply to this user"
 )
 
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with an empty working and cache folder, on which FAKE is tiny Shakespeare."""
+    """A machine with empty folders and without network, on which FAKE is tiny Shakespeare."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -42,29 +42,29 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(corpora, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(corpora, "SHA256", hashlib.sha256(FAKE).hexdigest())
-    monkeypatch.setattr(corpora, "URL", "http://127.0.0.1:9/nobody/listens/here")
+    monkeypatch.setattr(corpora, "URL", "http://127.0.0.1:9/unreachable.txt")
     monkeypatch.setattr(corpora, "RETRY_AFTER_SECONDS", (0.0, 0.0))
     return tmp_path
 
 
-def put(folder: Path, content: bytes = FAKE) -> Path:
+def write_copy(folder: Path, content: bytes = FAKE) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).write_bytes(content)
     return folder / FILE
 
 
-def refusal(path: Path | str, encoding: str = "utf-8") -> str:
-    """What the user is told about a corpus that cannot be read, in one line."""
+def error_of(path: Path | str, encoding: str = "utf-8") -> str:
+    """The one-line error for a corpus that cannot be read."""
     with pytest.raises(UserError) as error:
         load_corpus(str(path), encoding)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-# a file of the user's own
+# text files
 
 
-def test_any_text_file_is_a_corpus(tmp_path: Path) -> None:
+def test_text_file(tmp_path: Path) -> None:
     path = tmp_path / "faust.txt"
     path.write_bytes("Habe nun, ach! 🎭\n".encode())
     corpus = load_corpus(str(path))
@@ -87,28 +87,28 @@ def test_byte_order_mark_is_dropped_at_the_start_only(tmp_path: Path) -> None:
     assert read_corpus(path).text == "a\ufeffb"
 
 
-def test_line_ends_become_line_feeds(tmp_path: Path) -> None:
+def test_line_endings_become_line_feeds(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_bytes("a\r\nb\rc\nd\r\n\r\n\u2028".encode())
     assert read_corpus(path).text == "a\nb\nc\nd\n\n\u2028"
 
 
 @pytest.mark.parametrize(
-    ("raw", "encoding", "place", "byte"),
+    ("raw", "encoding", "position", "byte"),
     [
         (b"na\xefve", "utf-8", 2, "0xef"),
-        (b"\xef\xbb\xbfna\xefve", "utf-8-sig", 5, "0xef"),  # counted with the mark
+        (b"\xef\xbb\xbfna\xefve", "utf-8-sig", 5, "0xef"),  # counted from the mark
         ("né".encode(), "ascii", 1, "0xc3"),
         (b"\xff\xfea\0b", "utf-16", 4, "0x62"),
     ],
 )
-def test_undecodable_byte_is_named(
-    tmp_path: Path, raw: bytes, encoding: str, place: int, byte: str
+def test_undecodable_byte_is_reported(
+    tmp_path: Path, raw: bytes, encoding: str, position: int, byte: str
 ) -> None:
     path = tmp_path / "text"
     path.write_bytes(raw)
-    message = refusal(path, encoding)
-    assert f"is not {encoding}: byte {place} is {byte}" in message
+    message = error_of(path, encoding)
+    assert f"is not {encoding}: byte {position} is {byte}" in message
     assert "--data.encoding" in message
 
 
@@ -116,73 +116,71 @@ def test_undecodable_byte_is_named(
 def test_unknown_encoding(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "text"
     path.write_text("text", "utf-8")
-    assert f"no encoding {encoding!r}; try utf-8" in refusal(path, encoding)
+    assert f"unknown encoding {encoding!r}; try utf-8" in error_of(path, encoding)
 
 
 @pytest.mark.parametrize(
     "name", ["missing", "tiny_shakspeare", "two\nlines", "n" * 300, "a\0b", "here/there"]
 )
 def test_missing_file(name: str) -> None:
-    message = refusal(name)
+    message = error_of(name)
     assert "does not exist" in message or "File name too long" in message
     assert repr(name) in message
 
 
-def test_message_about_a_missing_file_says_what_can_be_named() -> None:
-    assert "tiny_shakespeare, pastiche" in refusal("shakespeare")
+def test_error_for_a_missing_file_lists_the_built_in_corpora() -> None:
+    assert "tiny_shakespeare, pastiche" in error_of("shakespeare")
 
 
-def test_file_in_a_file(tmp_path: Path) -> None:
+def test_path_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text", "utf-8")
-    assert "does not exist" in refusal(tmp_path / "text" / "text")
+    assert "does not exist" in error_of(tmp_path / "text" / "text")
 
 
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
 def test_empty_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "text").write_bytes(content)
-    assert "is empty" in refusal(tmp_path / "text")
+    assert "is empty" in error_of(tmp_path / "text")
 
 
 def test_folder(tmp_path: Path) -> None:
-    assert "is not a file" in refusal(tmp_path)
-    assert "is not a file" in refusal("")
+    assert "is not a file" in error_of(tmp_path)
+    assert "is not a file" in error_of("")
 
 
 @posix
 @pytest.mark.parametrize("name", ["fifo", "/dev/zero", "link to /dev/zero", "/dev/tty"])
-def test_what_could_be_read_for_ever_is_not_opened(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fifo_or_device_is_not_opened(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("opened"))
     os.mkfifo("fifo")
     Path("link to ").mkdir()
     Path("link to /dev").symlink_to("/dev")
     if not Path(name).exists():
-        pytest.skip(f"no {name} here")
-    assert "is not a file" in refusal(name)
+        pytest.skip(f"no {name} on this machine")
+    assert "is not a file" in error_of(name)
 
 
 @posix
-def test_link_that_leads_nowhere() -> None:
+def test_broken_links() -> None:
     Path("loop").symlink_to("loop")
     Path("dangling").symlink_to("missing")
-    assert "does not exist" in refusal("loop")
-    assert "does not exist" in refusal("dangling")
+    assert "does not exist" in error_of("loop")
+    assert "does not exist" in error_of("dangling")
 
 
 @not_root
 def test_file_without_permission(tmp_path: Path) -> None:
-    path = put(tmp_path / "folder")
+    path = write_copy(tmp_path / "folder")
     path.chmod(0)
-    assert "cannot be read: Permission denied" in refusal(path)
+    assert "cannot be read: Permission denied" in error_of(path)
 
 
 @not_root
 def test_folder_without_permission(tmp_path: Path) -> None:
-    path = put(tmp_path / "folder")
+    path = write_copy(tmp_path / "folder")
     path.parent.chmod(0)
     try:
-        assert "cannot be read: Permission denied" in refusal(path)
+        assert "cannot be read: Permission denied" in error_of(path)
     finally:
         path.parent.chmod(0o700)
 
@@ -190,10 +188,10 @@ def test_folder_without_permission(tmp_path: Path) -> None:
 # tiny Shakespeare on this machine
 
 
-def test_places_are_searched_in_order(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_searched_in_order(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOGPT_DATA_DIR", str(machine / "chosen"))
     for folder in (machine / "chosen", Path("data"), machine / "cache"):
-        put(folder)
+        write_copy(folder)
     for folder in (machine / "chosen", Path("data"), machine / "cache"):
         assert find_tiny_shakespeare() == folder / FILE
         corpus = load_corpus()
@@ -205,42 +203,40 @@ def test_places_are_searched_in_order(machine: Path, monkeypatch: pytest.MonkeyP
     assert find_tiny_shakespeare() is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other customs")
-def test_cache_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, machine: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="XDG folders are specific to Linux")
+def test_cache_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch, machine: Path) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(machine))
     assert corpora.cache_folder() == machine / "nanogpt"
 
 
 @pytest.mark.parametrize("content", [b"", FAKE[:-1], FAKE.replace(b"\n", b"\r\n")])
-def test_other_content_is_refused_with_a_way_out(content: bytes) -> None:
-    path = put(Path("data"), content)
-    message = refusal(TINY_SHAKESPEARE)
+def test_copy_with_another_checksum_is_an_error(content: bytes) -> None:
+    path = write_copy(Path("data"), content)
+    message = error_of(TINY_SHAKESPEARE)
     assert f"{path} is not tiny Shakespeare" in message
     assert hashlib.sha256(content).hexdigest()[:12] in message
     assert f"--data.corpus {path}" in message
 
 
-def test_folder_of_the_files_name_is_passed_over(machine: Path) -> None:
+def test_folder_with_the_name_of_the_file_is_skipped(machine: Path) -> None:
     (Path("data") / FILE).mkdir(parents=True)
     assert find_tiny_shakespeare() is None
-    assert put(machine / "cache") == find_tiny_shakespeare()
+    assert write_copy(machine / "cache") == find_tiny_shakespeare()
 
 
 @not_root
-def test_folder_that_is_closed_to_the_user_is_passed_over(
-    machine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    closed = put(machine / "closed").parent
-    closed.chmod(0)
-    monkeypatch.setenv("NANOGPT_DATA_DIR", str(closed))
+def test_unreadable_folder_is_skipped(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unreadable = write_copy(machine / "unreadable").parent
+    unreadable.chmod(0)
+    monkeypatch.setenv("NANOGPT_DATA_DIR", str(unreadable))
     try:
         assert find_tiny_shakespeare() is None
     finally:
-        closed.chmod(0o700)
+        unreadable.chmod(0o700)
 
 
-# a machine without a network
+# without a network
 
 
 def test_pastiche_by_name() -> None:
@@ -250,14 +246,14 @@ def test_pastiche_by_name() -> None:
     assert corpus.stands_in_for is None
 
 
-def test_pastiche_stands_in_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pastiche_replaces_tiny_shakespeare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "download", lambda _: "no network")
     corpus = load_corpus()
     assert corpus.stands_in_for == TINY_SHAKESPEARE
     assert (corpus.name, corpus.text) == (PASTICHE, load_corpus(PASTICHE).text)
 
 
-def test_file_can_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_replaces_tiny_shakespeare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "download", lambda _: "no network")
     Path("own.txt").write_bytes("é".encode("latin-1"))
     corpus = load_corpus(encoding="latin-1", offline_corpus="own.txt")
@@ -266,27 +262,27 @@ def test_file_can_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("offline_corpus", [None, TINY_SHAKESPEARE])
-def test_without_a_stand_in_the_message_says_what_to_put_where(
+def test_error_without_a_replacement_says_how_to_get_the_file(
     offline_corpus: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpora, "download", lambda _: "the cable is cut")
+    monkeypatch.setattr(corpora, "download", lambda _: "cable unplugged")
     with pytest.raises(UserError) as error:
         load_corpus(offline_corpus=offline_corpus)
     message = str(error.value)
-    for part in ("the cable is cut", corpora.URL, str(Path("data") / FILE), "NANOGPT_DATA_DIR"):
+    for part in ("cable unplugged", corpora.URL, str(Path("data") / FILE), "NANOGPT_DATA_DIR"):
         assert part in message
     assert "--data.corpus pastiche" in message
     assert "\n" not in message
 
 
-# the download
+# download
 
 Serve = Callable[..., list[str]]
 
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """A server on this machine that gives the answers it is told to, and notes what is asked."""
+    """Start a local server that sends the given answers, and return the paths it is asked for."""
     servers = []
 
     def start(*answers: tuple[int, bytes]) -> list[str]:
@@ -296,7 +292,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
             def do_GET(self) -> None:
                 asked.append(self.path)
                 status, content = answers[min(len(asked), len(answers)) - 1]
-                if not status:  # hangs up
+                if not status:  # closes the connection
                     return
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
@@ -322,7 +318,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_download_keeps_the_file_and_nothing_else(serve: Serve, machine: Path) -> None:
+def test_download_leaves_only_the_file(serve: Serve, machine: Path) -> None:
     asked = serve((200, FAKE))
     corpus = load_corpus(offline_corpus=None)
     assert (corpus.name, corpus.text) == (TINY_SHAKESPEARE, FAKE.decode())
@@ -332,7 +328,7 @@ def test_download_keeps_the_file_and_nothing_else(serve: Serve, machine: Path) -
     assert asked == ["/input.txt"]  # once
 
 
-def test_file_gets_its_name_when_it_is_complete(
+def test_file_is_renamed_when_complete(
     serve: Serve, machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve((200, FAKE))
@@ -349,21 +345,21 @@ def test_file_gets_its_name_when_it_is_complete(
 
 
 @pytest.mark.parametrize(
-    "hiccups",
+    "failures",
     [[(503, b"")], [(0, b"")], [(200, FAKE[:9])], [(500, b""), (200, b"<h1>Log in</h1>")]],
-    ids=["busy", "hangs up", "cut", "twice"],
+    ids=["busy", "closed", "truncated", "twice"],
 )
-def test_failed_download_is_tried_again(
-    serve: Serve, machine: Path, hiccups: list[tuple[int, bytes]]
+def test_failed_download_is_retried(
+    serve: Serve, machine: Path, failures: list[tuple[int, bytes]]
 ) -> None:
-    asked = serve(*hiccups, (200, FAKE))
+    asked = serve(*failures, (200, FAKE))
     assert corpora.download(machine / "cache" / FILE) is None
     assert files(machine / "cache") == [FILE]
-    assert len(asked) == len(hiccups) + 1
+    assert len(asked) == len(failures) + 1
 
 
 @pytest.mark.parametrize(
-    ("answer", "why"),
+    ("answer", "reason"),
     [
         ((200, FAKE + b"!"), "another checksum"),
         ((200, b""), "another checksum"),
@@ -371,19 +367,19 @@ def test_failed_download_is_tried_again(
         ((0, b""), "closed connection"),
     ],
 )
-def test_wrong_answer_leaves_nothing(
-    serve: Serve, machine: Path, answer: tuple[int, bytes], why: str
+def test_wrong_answer_leaves_no_file(
+    serve: Serve, machine: Path, answer: tuple[int, bytes], reason: str
 ) -> None:
     asked = serve(answer)
     failure = corpora.download(machine / "cache" / FILE)
     assert failure is not None
-    assert why in failure
+    assert reason in failure
     assert "\n" not in failure
     assert files(machine) == ["work"]
     assert len(asked) == 3
 
 
-def test_nobody_listens(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_refused(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as bound:  # but not listening
         bound.bind(("127.0.0.1", 0))
         monkeypatch.setattr(corpora, "URL", f"http://127.0.0.1:{bound.getsockname()[1]}/")
@@ -392,9 +388,7 @@ def test_nobody_listens(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "refused" in failure
 
 
-def test_name_that_cannot_be_looked_up_is_not_tried_again(
-    machine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_dns_lookup_is_not_retried(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lookups = []
 
     def lookup(host: str, *_: object) -> None:
@@ -403,32 +397,32 @@ def test_name_that_cannot_be_looked_up_is_not_tried_again(
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     monkeypatch.setattr(corpora, "URL", "http://host.invalid/input.txt")
-    for _ in range(2):  # the second time, as setup asks after prepare_data, it is known
+    for _ in range(2):  # setup calls it again after prepare_data
         failure = corpora.download(machine / "cache" / FILE)
         assert failure is not None
         assert "Name or service not known" in failure
     assert lookups == ["host.invalid"]
 
 
-def test_silent_server_is_given_up(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_server_times_out(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "DOWNLOAD_SECONDS", 0.3)
     monkeypatch.setattr(corpora, "RETRY_AFTER_SECONDS", ())
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(corpora, "URL", f"http://127.0.0.1:{server.getsockname()[1]}/")
         before = set(threading.enumerate())
         assert corpora.download(machine / "cache" / FILE) == "no answer within 0.3 s"
-        (fetching,) = set(threading.enumerate()) - before
-        assert fetching.daemon  # it does not keep the program from ending
+        (thread,) = set(threading.enumerate()) - before
+        assert thread.daemon  # so the program can exit
         connection, _ = server.accept()
-        with connection:  # the answer comes, but too late
+        with connection:  # the answer is too late
             head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(FAKE)}\r\n\r\n"
             connection.sendall(head.encode() + FAKE)
-            fetching.join(10)
-    assert not fetching.is_alive()
+            thread.join(10)
+    assert not thread.is_alive()
     assert files(machine) == ["work"]
 
 
-def test_folder_that_cannot_be_made(serve: Serve, machine: Path) -> None:
+def test_cache_folder_cannot_be_created(serve: Serve, machine: Path) -> None:
     serve((200, FAKE))
     (machine / "cache").write_text("a file is in the way", "utf-8")
     failure = corpora.download(machine / "cache" / FILE)
@@ -438,7 +432,7 @@ def test_folder_that_cannot_be_made(serve: Serve, machine: Path) -> None:
 
 
 @not_root
-def test_folder_that_is_closed_to_writing(serve: Serve, machine: Path) -> None:
+def test_cache_folder_is_not_writable(serve: Serve, machine: Path) -> None:
     serve((200, FAKE))
     (machine / "cache").mkdir(mode=0o500)
     failure = corpora.download(machine / "cache" / FILE)
@@ -446,23 +440,23 @@ def test_folder_that_is_closed_to_writing(serve: Serve, machine: Path) -> None:
     assert files(machine / "cache") == []
 
 
-# the real one
+# the real file
 
 
 @pytest.fixture
 def real(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not REAL.is_file():
-        pytest.skip("tiny Shakespeare does not lie in ../shared/data")
+    if not SHARED_TEXT.is_file():
+        pytest.skip("no tiny Shakespeare on this machine")
     monkeypatch.undo()
-    monkeypatch.setenv("NANOGPT_DATA_DIR", str(REAL.resolve().parent))
+    monkeypatch.setenv("NANOGPT_DATA_DIR", str(SHARED_TEXT.parent))
 
 
 @pytest.mark.usefixtures("real")
 def test_tiny_shakespeare() -> None:
     corpus = load_corpus(offline_corpus=None)
     assert len(corpus.text) == 1_115_394
-    assert corpus.sha256 == hashlib.sha256(REAL.read_bytes()).hexdigest() == corpora.SHA256
-    tokenizer = Tokenizer.of(corpus.text)
+    assert corpus.sha256 == hashlib.sha256(SHARED_TEXT.read_bytes()).hexdigest() == corpora.SHA256
+    tokenizer = Tokenizer.from_text(corpus.text)
     assert len(tokenizer.vocabulary) == 65
     assert tokenizer.encode("hii there").tolist() == [46, 47, 47, 1, 58, 46, 43, 56, 43]
     assert tokenizer.decode(tokenizer.encode(corpus.text)) == corpus.text
@@ -470,7 +464,7 @@ def test_tiny_shakespeare() -> None:
 
 @pytest.mark.usefixtures("real")
 def test_split_of_tiny_shakespeare() -> None:
-    from nanogpt.training.datamodule import CharDataModule  # brings in Lightning
+    from nanogpt.training.datamodule import CharDataModule  # imports Lightning
 
     data = CharDataModule(offline_corpus=None)
     data.setup("fit")

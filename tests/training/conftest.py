@@ -1,11 +1,12 @@
-"""Runs of this room's tests print and log short samples: drawing them would take half the time."""
+"""Fixtures of the training tests."""
 
 import pytest
 
-from nanogpt.training import callbacks, report
+from nanogpt.training import callbacks, console
 
 
 @pytest.fixture(autouse=True)
 def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (callbacks, report):
+    """Shorten the samples of runs, which would take half the time of these tests."""
+    for module in (callbacks, console):
         monkeypatch.setattr(module, "SAMPLE_CHARACTERS", 20)

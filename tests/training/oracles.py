@@ -1,4 +1,4 @@
-"""What a run left behind, and the same training by a plain loop that knows no Lightning."""
+"""Readers for the files of a run, and a plain training loop without Lightning."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,20 +16,20 @@ def run_folder(version: int = 0) -> Path:
     return Path("lightning_logs") / f"version_{version}"
 
 
-def kept_weights(version: int = 0, name: str = "last") -> dict[str, Tensor]:
-    """The network's weights in a checkpoint of a run."""
+def saved_weights(version: int = 0, name: str = "last") -> dict[str, Tensor]:
+    """Return the network's weights in a checkpoint of a run."""
     path = run_folder(version) / "checkpoints" / f"{name}.ckpt"
     state: dict[str, Tensor] = torch.load(path, weights_only=True)["state_dict"]
     return {name.removeprefix("net."): weight for name, weight in state.items()}
 
 
 def events(folder: Path) -> EventAccumulator:
-    """All that TensorBoard would show of a folder."""
+    """Return all events in a folder, as TensorBoard reads them."""
     return EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
 
 
 def curves(folder: Path) -> dict[str, dict[int, float]]:
-    """Scalars in a folder's events: tag, step, value."""
+    """Return the scalars in a folder's events: tag, step, value."""
     found = events(folder)
     return {
         tag: {event.step: event.value for event in found.Scalars(tag)}
@@ -38,7 +38,7 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def printed_losses(out: str) -> dict[int, tuple[str, str]]:
-    """The evaluations that a run printed: step, train loss, val loss."""
+    """Return the printed evaluations: step, train loss, val loss."""
     lines = [line.replace(",", "").split() for line in out.splitlines() if line[:5] == "step "]
     return {int(words[1].rstrip(":")): (words[4], words[7]) for words in lines}
 
@@ -53,7 +53,7 @@ def plain_run(
     first_step: int = 0,
     **adamw: Any,
 ) -> list[float]:
-    """Train with one learning rate after the other; return the loss of each step."""
+    """Train one step with each learning rate and return the losses."""
     vocabulary = sorted(set(text))
     ids = torch.tensor([vocabulary.index(character) for character in text[: len(text) * 9 // 10]])
     optimizer = torch.optim.AdamW(model.parameters(), **adamw)
@@ -71,7 +71,7 @@ def plain_run(
 
 
 def distance(model: nn.Module, weights: dict[str, Tensor]) -> float:
-    """The largest difference between a model's weights and others of the same names."""
+    """Return the largest difference between a model's weights and others of the same names."""
     own = model.state_dict()
     assert own.keys() == weights.keys()
     return max((own[name] - weights[name]).abs().max().item() for name in own)

@@ -1,4 +1,4 @@
-"""What a run shows, on the terminal, in TensorBoard and its checkpoints; looking is free."""
+"""The output of a run: terminal, TensorBoard and checkpoints; none of it affects training."""
 
 import math
 import re
@@ -12,33 +12,33 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
+from nanogpt.generation.checkpoint import read_checkpoint
 from nanogpt.generation.generate import sample_text
-from nanogpt.generation.checkpoint import load_model
 from nanogpt.insight.ngrams import NAMES
-from nanogpt.training import callbacks, report
-from nanogpt.training.progress_bar import StepBar
+from nanogpt.training import callbacks, console
 from nanogpt.training.datamodule import CharDataModule
 from nanogpt.training.lightning_module import LanguageModel
+from nanogpt.training.progress_bar import StepBar
 from tests.command_lines import Run
-from tests.training.oracles import curves, events, kept_weights, printed_losses, run_folder
+from tests.training.oracles import curves, events, printed_losses, run_folder, saved_weights
 
-EVALUATED = ["loss", "perplexity", "bits_per_character"]
-IN_TRAINING = ["loss/batch", "learning_rate", "characters_per_second"]
-COUNTED = [f"ngrams/{n}_{kind}" for n in NAMES.values() for kind in ("entropy", "held_out")]
+EVALUATION_METRICS = ["loss", "perplexity", "bits_per_character"]
+TRAINING_METRICS = ["loss/batch", "learning_rate", "characters_per_second"]
+NGRAM_METRICS = [f"ngrams/{n}_{kind}" for n in NAMES.values() for kind in ("entropy", "held_out")]
 
 
 # TensorBoard
 
 
-def test_curves_have_every_evaluation_and_equal_what_was_printed(fit: Run) -> None:
+def test_curves_have_every_evaluation_and_equal_the_printed_losses(fit: Run) -> None:
     printed = printed_losses(fit().out)
     recorded, found = events(run_folder()), curves(run_folder())
-    evaluations = [f"{name}/{split}" for name in EVALUATED for split in ("train", "val")]
-    evaluations += ["loss/best_val", *COUNTED]
-    assert found.keys() == {*evaluations, *IN_TRAINING}
+    evaluations = [f"{name}/{split}" for name in EVALUATION_METRICS for split in ("train", "val")]
+    evaluations += ["loss/best_val", *NGRAM_METRICS]
+    assert found.keys() == {*evaluations, *TRAINING_METRICS}
     for tag in evaluations:
         steps = [event.step for event in recorded.Scalars(tag)]
-        assert steps == [0, 4, 6]  # first, interval, last, each once
+        assert steps == [0, 4, 6]  # first, interval and last, each once
     for step, losses in printed.items():
         for split, loss in zip(("train", "val"), losses, strict=True):
             value = found[f"loss/{split}"][step]
@@ -49,37 +49,41 @@ def test_curves_have_every_evaluation_and_equal_what_was_printed(fit: Run) -> No
 
 
 @pytest.mark.parametrize(
-    ("interval", "parts", "steps"), [(1, 1, [1, 2, 3, 4, 5, 6]), (2, 2, [2, 4, 6]), (4, 1, [4])]
+    ("interval", "micro_batches", "steps"),
+    [(1, 1, [1, 2, 3, 4, 5, 6]), (2, 2, [2, 4, 6]), (4, 1, [4])],
 )
-def test_training_is_logged_every_so_many_optimizer_steps(
-    fit: Run, interval: int, parts: int, steps: list[int]
+def test_log_every_n_steps_counts_optimizer_steps(
+    fit: Run, interval: int, micro_batches: int, steps: list[int]
 ) -> None:
-    fit(f"--trainer.log_every_n_steps={interval}", f"--trainer.accumulate_grad_batches={parts}")
+    fit(
+        f"--trainer.log_every_n_steps={interval}",
+        f"--trainer.accumulate_grad_batches={micro_batches}",
+    )
     found = curves(run_folder())
     for tag in ("loss/batch", "learning_rate"):
         assert list(found[tag]) == steps, tag
-    assert set(found["characters_per_second"]) <= set(steps)  # not of a step after an evaluation
+    assert set(found["characters_per_second"]) <= set(steps)  # none after an evaluation
     assert min(found["characters_per_second"].values()) > 0
-    assert all(3 < loss < 5 for loss in found["loss/batch"].values())  # of a batch, not a part
+    assert all(3 < loss < 5 for loss in found["loss/batch"].values())  # of a whole batch
 
 
-def test_characters_per_second_counts_training_alone(
+def test_characters_per_second_excludes_evaluations(
     fit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
 
-    def second() -> float:
+    def tick() -> float:
         now[0] += 1
         return now[0]
 
-    monkeypatch.setattr(callbacks.time, "perf_counter", second)
+    monkeypatch.setattr(callbacks.time, "perf_counter", tick)
     fit()
-    # 4 windows of 8 characters in a step; the clock starts after the first step that follows an
-    # evaluation (those of steps 0 and 4), and a second passes each time that it is read
+    # 4 windows of 8 characters per step; the timer starts after the first step that follows an
+    # evaluation (at steps 0 and 4), and each reading of the clock takes a second
     assert curves(run_folder())["characters_per_second"] == {2: 32, 4: 64, 6: 32}
 
 
-def test_a_sample_is_kept_of_each_evaluation(fit: Run) -> None:
+def test_each_evaluation_logs_a_sample(fit: Run) -> None:
     fit()
     samples = {
         event.step: make_ndarray(event.tensor_proto).item().decode()
@@ -88,43 +92,43 @@ def test_a_sample_is_kept_of_each_evaluation(fit: Run) -> None:
     assert list(samples) == [0, 4, 6]
     for sample in samples.values():
         lines = sample.split("\n")
-        assert all(line.startswith("    ") for line in lines)  # Markdown's code block
+        assert all(line.startswith("    ") for line in lines)  # Markdown code block
         assert len("\n".join(line[4:] for line in lines)) == callbacks.SAMPLE_CHARACTERS
-    model, tokenizer = load_model(run_folder() / "checkpoints" / "last.ckpt")
-    text = sample_text(model, tokenizer, callbacks.SAMPLE_CHARACTERS, seed=6)
+    last = read_checkpoint(run_folder() / "checkpoints" / "last.ckpt")
+    text = sample_text(last.model, last.tokenizer, callbacks.SAMPLE_CHARACTERS, seed=6)
     assert samples[6] == "\n".join("    " + line for line in text.split("\n"))
 
 
-def test_train_and_val_share_a_chart_with_what_counting_achieves(fit: Run) -> None:
+def test_train_and_val_loss_share_charts_with_ngram_losses(fit: Run) -> None:
     fit()
     (event,) = events(run_folder()).Tensors("custom_scalars__config__")
     layout = Layout.FromString(make_ndarray(event.tensor_proto).item())
     both, beside, _ = layout.category[0].chart
     assert list(both.multiline.tag) == ["loss/train", "loss/val"]
     drawn = [tag for tag in curves(run_folder()) for p in beside.multiline.tag if re.match(p, tag)]
-    assert set(drawn) == {"loss/train", "loss/val", *COUNTED}
+    assert set(drawn) == {"loss/train", "loss/val", *NGRAM_METRICS}
 
 
-def test_what_counting_achieves_is_a_line_along_the_curve(fit: Run) -> None:
+def test_ngram_losses_are_constant_curves(fit: Run) -> None:
     fit()
     found = curves(run_folder())
-    for tag in COUNTED:
+    for tag in NGRAM_METRICS:
         assert list(found[tag]) == [0, 4, 6]
         assert len(set(found[tag].values())) == 1
     n_grams = [found[f"ngrams/{name}_entropy"][0] for name in NAMES.values()]
     assert n_grams == sorted(n_grams, reverse=True)
 
 
-def test_the_best_val_loss_so_far_is_kept(fit: Run) -> None:
-    too_far = ("--model.learning_rate=0.3", "--model.warmup_steps=0", "--model.schedule=constant")
-    fit("--trainer.max_steps=2", "--trainer.val_check_interval=1", *too_far)
+def test_best_val_loss_so_far_is_logged(fit: Run) -> None:
+    diverging = ("--model.learning_rate=0.3", "--model.warmup_steps=0", "--model.schedule=constant")
+    fit("--trainer.max_steps=2", "--trainer.val_check_interval=1", *diverging)
     found = curves(run_folder())
     losses = found["loss/val"]
     assert losses[1] < losses[0] < losses[2]
     assert found["loss/best_val"] == {0: losses[0], 1: losses[1], 2: losses[1]}
 
 
-def test_runs_can_be_sorted_by_settings_and_loss(fit: Run) -> None:
+def test_hyperparameters_are_logged_with_sortable_losses(fit: Run) -> None:
     fit("--model.dropout=0.25")
     plugin = events(run_folder()).PluginTagToContent("hparams")
     start = HParamsPluginData.FromString(plugin["_hparams_/session_start_info"])
@@ -139,105 +143,105 @@ def test_runs_can_be_sorted_by_settings_and_loss(fit: Run) -> None:
     assert {"loss/val", "loss/best_val"} <= set(sortable)
 
 
-# looking is free
+# no effect on training
 
 
-def test_neither_evaluating_nor_sampling_nor_measuring_touches_training(
+def test_evaluating_sampling_and_timing_do_not_affect_training(
     fit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ("--model.dropout=0.3", "--trainer.accumulate_grad_batches=2")
     fit(*settings, "--trainer.val_check_interval=1")
     fit(*settings, "--trainer.val_check_interval=100")
-    monkeypatch.setattr(report, "LONG_ON_A_CPU", 0)
+    monkeypatch.setattr(console, "LONG_ON_CPU", 0)
     fit(*settings, "--trainer.log_every_n_steps=1")
-    first, *others = [kept_weights(version) for version in range(3)]
+    first, *others = [saved_weights(version) for version in range(3)]
     for weights in others:
         assert all(torch.equal(first[name], weights[name]) for name in first)
 
 
-def test_best_is_the_evaluation_of_the_least_val_loss(fit: Run) -> None:
+def test_best_checkpoint_has_the_lowest_val_loss(fit: Run) -> None:
     every_step = ("--trainer.max_steps=2", "--trainer.val_check_interval=1")
-    too_far = ("--model.learning_rate=0.3", "--model.warmup_steps=0", "--model.schedule=constant")
-    printed = fit(*every_step, *too_far).out
+    diverging = ("--model.learning_rate=0.3", "--model.warmup_steps=0", "--model.schedule=constant")
+    printed = fit(*every_step, *diverging).out
     losses = {step: float(val) for step, (_, val) in printed_losses(printed).items()}
     assert losses[1] < losses[0] < losses[2]
     assert f"best val loss {losses[1]:.4f} at step 1" in printed
-    kept = [
+    steps = [
         torch.load(run_folder() / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"]
         for name in ("best", "last")
     ]
-    assert kept == [1, 2]
+    assert steps == [1, 2]
 
 
 # the terminal
 
 
-def test_nothing_is_said_on_stderr_when_all_is_well(fit: Run) -> None:
+def test_stderr_is_empty_without_problems(fit: Run) -> None:
     assert fit().err == ""
 
 
-def test_a_run_is_introduced(fit: Run) -> None:
+def test_header_names_corpus_size_and_device(fit: Run) -> None:
     lines = fit().out.splitlines()
     assert lines[:2] == [
-        "corpus text.txt: 5,000 characters, 65 distinct; 4,500 to train on, 500 to validate",
+        "corpus text.txt: 5,000 characters, 65 distinct; 4,500 train, 500 val",
         "0.002033 M parameters",
     ]
     assert lines[2].startswith("training on cpu in 32-true")
     assert "hours" not in "\n".join(lines)
 
 
-def test_a_long_run_on_a_cpu_is_announced_with_a_shorter_one(
+def test_long_cpu_run_prints_its_duration_and_an_alternative(
     fit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "LONG_ON_A_CPU", 1)
-    monkeypatch.setattr(report, "seconds_per_step", lambda *_: 1500.0)
+    monkeypatch.setattr(console, "LONG_ON_CPU", 1)
+    monkeypatch.setattr(console, "measure_step", lambda *_: 1500.0)
     out = fit().out
     assert "this will take about 2.5 hours on this CPU" in out  # six steps of 1500 s
-    assert "configs/quickstart.yaml" in out
+    assert "--config quickstart" in out
 
 
-def test_a_step_is_measured_on_a_sixteenth_of_a_batch_by_the_fastest_of_three(
+def test_step_time_is_the_fastest_of_three_on_a_sixteenth_of_a_batch(
     text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readings = iter([0.0, 50.0, 100.0, 115.0, 200.0, 220.0])  # the second step takes 15 s
-    monkeypatch.setattr(report.time, "perf_counter", lambda: next(readings))
+    monkeypatch.setattr(console.time, "perf_counter", lambda: next(readings))
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     data = CharDataModule(text, block_size=8, batch_size=64)
     model = LanguageModel("bigram", block_size=8, vocabulary="ab")
     model.configure_model()
-    assert report.seconds_per_step(trainer, model, data) == 15 * 64 / 4
+    assert console.measure_step(trainer, model, data) == 15 * 64 / 4
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("parts", "moves"), [(1, [1, 2, 3]), (2, [0, 1, 1, 2, 2, 3])])
-def test_the_bar_counts_optimizer_steps(parts: int, moves: list[int]) -> None:
+@pytest.mark.parametrize(("micro_batches", "steps"), [(1, [1, 2, 3]), (2, [0, 1, 1, 2, 2, 3])])
+def test_progress_bar_counts_optimizer_steps(micro_batches: int, steps: list[int]) -> None:
     bar = StepBar()
-    trainer = SimpleNamespace(max_steps=8, global_step=5, accumulate_grad_batches=parts)
+    trainer = SimpleNamespace(max_steps=8, global_step=5, accumulate_grad_batches=micro_batches)
     bar.on_train_start(trainer, None)  # type: ignore[arg-type]
     assert bar.bar is not None
-    assert (bar.bar.total, bar.bar.n) == (8, 5)  # goes on where a run stands
-    for move in moves:
-        trainer.global_step = 5 + move
+    assert (bar.bar.total, bar.bar.n) == (8, 5)  # starts at the current step
+    for step in steps:
+        trainer.global_step = 5 + step
         bar.on_train_batch_end(trainer)  # type: ignore[arg-type]
-        assert bar.bar.n == 5 + move
+        assert bar.bar.n == 5 + step
     bar.on_train_end()
     assert bar.bar.disable
 
 
-# with less than all of it
+# trainer settings
 
 
-def test_without_a_logger_nothing_is_left_and_that_is_said(fit: Run, tmp_path: Path) -> None:
+def test_run_without_logger_leaves_no_files_and_a_notice(fit: Run, tmp_path: Path) -> None:
     outcome = fit("--trainer.logger=false")
     assert outcome.code == 0
     assert list(printed_losses(outcome.out)) == [0, 4, 6]
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
     assert outcome.err.count("\n") == 1
     assert "leaves no folder" in outcome.err
-    assert str(tmp_path) not in outcome.out  # where nothing will be found
+    assert str(tmp_path) not in outcome.out  # has no files of the run
 
 
-def test_a_fast_development_run_takes_a_step_and_leaves_nothing(fit: Run, tmp_path: Path) -> None:
+def test_fast_dev_run_takes_one_step_and_leaves_no_files(fit: Run, tmp_path: Path) -> None:
     outcome = fit("--trainer.fast_dev_run=true")
     assert outcome.code == 0
     assert list(printed_losses(outcome.out)) == [1]
@@ -246,7 +250,7 @@ def test_a_fast_development_run_takes_a_step_and_leaves_nothing(fit: Run, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("option", "evaluations", "kept"),
+    ("option", "evaluations", "checkpoints"),
     [
         ("enable_checkpointing=false", [0, 4, 6], []),
         ("num_sanity_val_steps=0", [4, 6], ["best.ckpt", "last.ckpt"]),
@@ -260,16 +264,16 @@ def test_a_fast_development_run_takes_a_step_and_leaves_nothing(fit: Run, tmp_pa
         ("gradient_clip_val=1.0", [0, 4, 6], ["best.ckpt", "last.ckpt"]),
     ],
 )
-def test_the_trainers_switches_work(
-    fit: Run, option: str, evaluations: list[int], kept: list[str]
+def test_trainer_settings_work(
+    fit: Run, option: str, evaluations: list[int], checkpoints: list[str]
 ) -> None:
     outcome = fit(f"--trainer.{option}")
     assert outcome.code == 0, outcome.err
     assert list(printed_losses(outcome.out)) == evaluations
-    assert sorted(path.name for path in run_folder().glob("checkpoints/*")) == kept
+    assert sorted(path.name for path in run_folder().glob("checkpoints/*")) == checkpoints
 
 
-def test_a_time_limit_ends_with_an_evaluation(fit: Run) -> None:
+def test_time_limit_ends_with_an_evaluation(fit: Run) -> None:
     outcome = fit(
         *("--trainer.max_steps=-1", "--trainer.max_time=00:00:00:01"),
         *("--trainer.val_check_interval=1000000", "--model.schedule=constant"),
@@ -281,7 +285,7 @@ def test_a_time_limit_ends_with_an_evaluation(fit: Run) -> None:
     assert torch.load(checkpoint, weights_only=True)["global_step"] == last
 
 
-def test_a_run_that_diverges_ends_in_one_line(fit: Run) -> None:
+def test_divergence_gives_a_one_line_error(fit: Run) -> None:
     outcome = fit("--model.learning_rate=1e30", "--model.warmup_steps=0")
     assert outcome.code == 2
     assert "learning_rate" in outcome.err.splitlines()[-1]

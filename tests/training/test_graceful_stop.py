@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what a run does about them."""
+"""Ctrl-C and SIGTERM during a run."""
 
 import signal
 import subprocess
@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from nanogpt.training.callbacks import Recorder
-from nanogpt.training.checkpoints import Keeper
+from nanogpt.training.callbacks import RunRecorder
+from nanogpt.training.checkpoint_saver import CheckpointSaver
 from tests.command_lines import CONFIGS, TINY, Run
 from tests.training.oracles import run_folder
 
 ROOT = Path(__file__).parents[2]
-KEPT = run_folder() / "checkpoints" / "last.ckpt"
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals come in another way there")
+LAST = run_folder() / "checkpoints" / "last.ckpt"
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
 
 
 @pytest.mark.parametrize(
     ("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]
 )
-def test_a_signal_ends_a_run_once_its_step_is_saved(
+def test_signal_stops_a_run_after_saving_the_current_step(
     text: str, number: signal.Signals, name: str
 ) -> None:
     config = ("--config", str(CONFIGS / "quickstart.yaml"), f"--data.corpus={text}")
@@ -40,70 +40,70 @@ def test_a_signal_ends_a_run_once_its_step_is_saved(
         process.stdout.read()
         error = process.stderr.read()
     assert process.returncode == 128 + number
-    step = torch.load(KEPT, weights_only=True)["global_step"]
+    step = torch.load(LAST, weights_only=True)["global_step"]
     assert step >= 200
     assert error == (
-        f"stopped by {name} after step {step}: saved in {KEPT}; go on with "
-        "`python cli.py fit --ckpt_path last`\n"
+        f"stopped by {name} after step {step}: saved in {LAST}; resume with "
+        f"`python {ROOT / 'cli.py'} fit --ckpt_path last`\n"
     )
 
 
-def test_a_second_ctrl_c_does_not_wait(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_ctrl_c_stops_at_once(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGINT)
 
-    def twice(self: Recorder, *args: Any) -> None:
+    def twice(self: RunRecorder, *args: Any) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-        raise AssertionError("it went on")
+        raise AssertionError("the run continued")
 
-    monkeypatch.setattr(Recorder, "on_validation_batch_end", twice)
+    monkeypatch.setattr(RunRecorder, "on_validation_batch_end", twice)
     outcome = fit()
     assert outcome.code == 130
-    assert "no checkpoint is kept" in outcome.err
+    assert "there is no checkpoint" in outcome.err
     assert "Traceback" not in outcome.err
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_before_the_first_step_there_is_nothing_to_keep(
+def test_signal_before_the_first_step_saves_nothing(
     fit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Recorder.on_validation_batch_end
+    original = RunRecorder.on_validation_batch_end
 
-    def stop(self: Recorder, *args: Any) -> None:
+    def stop(self: RunRecorder, *args: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
-        real(self, *args)
+        original(self, *args)
 
-    monkeypatch.setattr(Recorder, "on_validation_batch_end", stop)
+    monkeypatch.setattr(RunRecorder, "on_validation_batch_end", stop)
     outcome = fit()
     assert outcome.code == 143
-    assert outcome.err == "stopped by SIGTERM after step 0: nothing is kept yet\n"
-    assert not KEPT.exists()
+    assert outcome.err == "stopped by SIGTERM after step 0: no checkpoint has been saved\n"
+    assert not LAST.exists()
 
 
-def test_a_run_that_is_all_but_done_is_finished(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Keeper.keep
+def test_signal_after_the_last_step_lets_the_run_finish(
+    fit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = CheckpointSaver.save
 
-    def keep(self: Keeper, trainer: Any, best: bool | None = None) -> Path | None:
-        if trainer.global_step == 6 and self.saved < 6:
+    def save(self: CheckpointSaver, trainer: Any, is_best: bool | None = None) -> Path | None:
+        if trainer.global_step == 6 and self.saved_step < 6:
             signal.raise_signal(signal.SIGINT)
-        return real(self, trainer, best)
+        return original(self, trainer, is_best)
 
-    monkeypatch.setattr(Keeper, "keep", keep)
+    monkeypatch.setattr(CheckpointSaver, "save", save)
     outcome = fit()
     assert outcome.code == 0
     assert "more text" in outcome.out
 
 
-def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it(
-    fit: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Recorder.on_train_batch_end
+def test_ignored_ctrl_c_stays_ignored(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = RunRecorder.on_train_batch_end
 
-    def stop(self: Recorder, *args: Any) -> None:
+    def stop(self: RunRecorder, *args: Any) -> None:
         signal.raise_signal(signal.SIGINT)
-        real(self, *args)
+        original(self, *args)
 
-    monkeypatch.setattr(Recorder, "on_train_batch_end", stop)
+    monkeypatch.setattr(RunRecorder, "on_train_batch_end", stop)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         assert fit().code == 0
@@ -111,19 +111,22 @@ def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it(
         signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_ends_the_ladder_quietly(
+def test_ctrl_c_stops_the_ladder_with_one_line(
     run: Run, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Recorder.on_train_batch_end
+    original = RunRecorder.on_train_batch_end
 
-    def stop(self: Recorder, trainer: Any, *args: Any) -> None:
-        if trainer.lightning_module.hparams["architecture"] == "rung" and trainer.global_step == 3:
+    def stop(self: RunRecorder, trainer: Any, *args: Any) -> None:
+        if (
+            trainer.lightning_module.hparams["architecture"] == "ablated_gpt"
+            and trainer.global_step == 3
+        ):
             signal.raise_signal(signal.SIGINT)
-        real(self, trainer, *args)
+        original(self, trainer, *args)
 
-    monkeypatch.setattr(Recorder, "on_train_batch_end", stop)
+    monkeypatch.setattr(RunRecorder, "on_train_batch_end", stop)
     small = ("--trainer.max_steps=4", "--trainer.accelerator=cpu", "--data.batch_size=4")
-    outcome = run("ladder", "--rungs=1,2", f"--data.corpus={text}", "--card=false", *small)
+    outcome = run("ladder", "--stages=1,2", f"--data.corpus={text}", "--card=false", *small)
     assert outcome.code == 130
     assert outcome.err.count("\n") == 1
     folder = Path("lightning_logs/ladder/version_0/02_average")

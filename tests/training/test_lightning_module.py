@@ -1,4 +1,4 @@
-"""Training and evaluation are what a plain loop says they are, to the last digits."""
+"""Training and evaluation equal a plain loop, to the last digits."""
 
 import copy
 import math
@@ -9,30 +9,30 @@ import pytest
 import torch
 from torch import nn
 
-from nanogpt.models import GPT, Bigram
+from nanogpt.models import Model, build_model
 from nanogpt.text.pastiche import pastiche
 from nanogpt.training.datamodule import CharDataModule
 from nanogpt.training.lightning_module import LanguageModel
 from tests.command_lines import CONFIGS, Run
-from tests.training.oracles import curves, distance, kept_weights, plain_run, run_folder
+from tests.training.oracles import curves, distance, plain_run, run_folder, saved_weights
 
-TEXT = pastiche()[:5000]  # that of the fixture `text`, with all 65 characters
+TEXT = pastiche()[:5000]  # that of the fixture `text`: all 65 characters occur
 CONSTANT = ("--model.schedule=constant", "--model.warmup_steps=0", "--model.learning_rate=0.01")
 TINY_GPT = {"block_size": 7, "n_layer": 2, "n_head": 2, "n_embd": 12, "dropout": 0.4}
 
 
 def trainer(**settings: Any) -> L.Trainer:
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    return L.Trainer(accelerator="cpu", **dict.fromkeys(quiet, False), **settings)
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return L.Trainer(accelerator="cpu", **dict.fromkeys(off, False), **settings)
 
 
 def validate(model: LanguageModel, text: str) -> dict[str, float]:
-    """Evaluate a model, its weights drawn with seed 1, on a text; return what it publishes."""
+    """Evaluate a model, initialized with seed 1, on a text and return the metrics that it logs."""
     torch.manual_seed(1)
     data = CharDataModule(text, block_size=model.hparams["block_size"])
     lightning = trainer()
     lightning.validate(model, data, verbose=False)
-    for name, value in lightning.callback_metrics.items():  # what checkpoints go by
+    for name, value in lightning.callback_metrics.items():  # for callbacks that monitor a metric
         assert value == torch.tensor(model.evaluation[name])
     assert len(lightning.callback_metrics) == 6
     assert all(module.training for module in model.modules())
@@ -40,7 +40,7 @@ def validate(model: LanguageModel, text: str) -> dict[str, float]:
 
 
 def naive_loss(net: nn.Module, ids: list[int], windows: list[tuple[int, int]]) -> float:
-    """Mean loss in float64 over all characters of (start, length) windows, one at a time."""
+    """Return the mean loss over (start, length) windows, one character at a time in float64."""
     net, losses = copy.deepcopy(net).double().eval(), []
     for start, length in windows:
         window = torch.tensor(ids[start : start + length + 1])
@@ -52,7 +52,7 @@ def naive_loss(net: nn.Module, ids: list[int], windows: list[tuple[int, int]]) -
 # evaluation
 
 
-def test_evaluation_losses_equal_those_of_a_naive_loop(text: str) -> None:
+def test_evaluation_losses_equal_a_naive_loop(text: str) -> None:
     model = LanguageModel(**TINY_GPT)
     found = validate(model, text)
     characters = sorted(set(TEXT))
@@ -61,19 +61,19 @@ def test_evaluation_losses_equal_those_of_a_naive_loop(text: str) -> None:
     lengths = [T] * (n_targets // T) + [n_targets % T]
     assert sum(lengths) == n_targets
     assert lengths[-1] == 2
-    windows = [(T * i, length) for i, length in enumerate(lengths)]  # all of the val split
+    windows = [(T * i, length) for i, length in enumerate(lengths)]  # the whole val split
     assert found["loss/val"] == pytest.approx(naive_loss(model.net, ids[4500:], windows), abs=1e-5)
     last = n_train - T - 1
     spread = [(i * last // (len(lengths) - 1), length) for i, length in enumerate(lengths)]
     train_loss = naive_loss(model.net, ids[:4500], spread)
     assert found["loss/train"] == pytest.approx(train_loss, abs=1e-5)
-    # such a comparison is not blind: one window less, or dropout, is seen
+    # a missing window and dropout would be detected
     assert abs(naive_loss(model.net, ids[4500:], windows[:-1]) - found["loss/val"]) > 1e-4
     model.net.eval = model.net.train  # type: ignore[method-assign]
     assert abs(naive_loss(model.net, ids[4500:], windows) - found["loss/val"]) > 1e-3
 
 
-def test_perplexity_and_bits_are_the_loss_in_other_units(text: str) -> None:
+def test_perplexity_and_bits_per_character_follow_from_the_loss(text: str) -> None:
     found = validate(LanguageModel(**TINY_GPT), text)
     for split in ("train", "val"):
         loss = found[f"loss/{split}"]
@@ -84,12 +84,13 @@ def test_perplexity_and_bits_are_the_loss_in_other_units(text: str) -> None:
 @pytest.mark.parametrize(
     ("scale", "loss", "perplexity"), [(0.0, math.log(65), 65.0), (1e5, 1e5, math.exp(700))]
 )
-def test_uniform_logits_give_ln_v_and_hopeless_ones_no_overflow(
+def test_uniform_logits_give_ln_vocab_size_and_large_ones_no_overflow(
     text: str, scale: float, loss: float, perplexity: float
 ) -> None:
     model = LanguageModel("bigram", block_size=8, vocabulary="".join(sorted(set(TEXT))))
     model.configure_model()
-    model.net.load_state_dict({"table.weight": scale * torch.eye(65)})  # sure that all is doubled
+    # predicts that each character is repeated
+    model.net.load_state_dict({"token_embedding.weight": scale * torch.eye(65)})
     found = validate(model, text)
     for split in ("train", "val"):
         assert found[f"loss/{split}"] == pytest.approx(loss, rel=0.05 if scale else 1e-6)
@@ -97,24 +98,24 @@ def test_uniform_logits_give_ln_v_and_hopeless_ones_no_overflow(
 
 
 class Modes(L.Callback):
-    """Notes whether the network's modules drop activations, in training and in evaluation."""
+    """Records the modes of the network's modules in training and in evaluation."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, set[bool]] = {"train": set(), "val": set()}
+        self.training: dict[str, set[bool]] = {"train": set(), "val": set()}
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self.seen["train"] |= {module.training for module in pl_module.net.modules()}
+        self.training["train"] |= {module.training for module in pl_module.net.modules()}
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self.seen["val"] |= {module.training for module in pl_module.net.modules()}
+        self.training["val"] |= {module.training for module in pl_module.net.modules()}
 
 
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
-def test_evaluation_is_in_its_own_mode_and_training_goes_on_in_its(text: str) -> None:
+def test_network_is_in_eval_mode_during_evaluation_only(text: str) -> None:
     modes, model = Modes(), LanguageModel(**TINY_GPT)
     fit = trainer(max_steps=4, val_check_interval=1, check_val_every_n_epoch=None, callbacks=modes)
     fit.fit(model, CharDataModule(text, block_size=7, batch_size=4))
-    assert modes.seen == {"train": {True}, "val": {False}}
+    assert modes.training == {"train": {True}, "val": {False}}
 
 
 # training
@@ -127,46 +128,46 @@ def bigram_options(text: str) -> list[str]:
     ]
 
 
-def tiny_gpt() -> GPT:
+def tiny_gpt() -> Model:
     torch.manual_seed(1337)
-    return GPT(65, block_size=8, n_layer=1, n_head=2, n_embd=8, init="normal")
+    return build_model("gpt", 65, block_size=8, n_layer=1, n_head=2, n_embd=8, init="normal")
 
 
-def test_the_bigrams_table_is_the_first_draw_after_the_seed(run: Run, text: str) -> None:
-    still = ("--model.learning_rate=1e-30", "--trainer.max_steps=1")
-    assert run(*bigram_options(text), *still).code == 0
+def test_bigram_weights_are_the_first_draw_after_seeding(run: Run, text: str) -> None:
+    tiny_step = ("--model.learning_rate=1e-30", "--trainer.max_steps=1")
+    assert run(*bigram_options(text), *tiny_step).code == 0
     torch.manual_seed(1337)
-    assert torch.equal(kept_weights()["table.weight"], torch.randn(65, 65)), (
-        "something draws random numbers between the seed and the model, or the seed is another "
-        "one: the reference's log can no longer be reproduced"
+    assert torch.equal(saved_weights()["token_embedding.weight"], torch.randn(65, 65)), (
+        "the seed has changed, or random numbers are drawn between seeding and initialization: the "
+        "reference's log can no longer be reproduced"
     )
 
 
-def test_a_bigrams_first_steps_are_golden(run: Run, text: str) -> None:
+def test_first_bigram_steps_equal_a_plain_loop(run: Run, text: str) -> None:
     assert run(*bigram_options(text), "--trainer.max_steps=3").code == 0
-    table = Bigram(65)
+    bigram = build_model("bigram", 65)
     torch.manual_seed(1337)
-    table.load_state_dict({"table.weight": torch.randn(65, 65)})
-    losses = plain_run(table, TEXT, [1e-3] * 3)
+    bigram.load_state_dict({"token_embedding.weight": torch.randn(65, 65)})
+    losses = plain_run(bigram, TEXT, [1e-3] * 3)
     logged = curves(run_folder())["loss/batch"]
     assert list(logged.values()) == pytest.approx(losses, abs=1e-6)
-    assert distance(table, kept_weights()) < 1e-6
+    assert distance(bigram, saved_weights()) < 1e-6
 
 
 HALF_ROOT = math.sqrt(0.5)
-# From 0.01: two steps of warm-up; then half a cosine over the other four, from 1 to 0.1.
+# two steps of warm-up, then half a cosine over the other four
 COSINE = [1 / 3, 2 / 3, 1, 0.55 + 0.45 * HALF_ROOT, 0.55, 0.55 - 0.45 * HALF_ROOT]
-WAYS: dict[str, tuple[list[str], list[float], dict[str, Any]]] = {
+VARIANTS: dict[str, tuple[list[str], list[float], dict[str, Any]]] = {
     "constant": ([], [1] * 6, {}),
     "cosine": (["--model.schedule=cosine", "--model.warmup_steps=2"], COSINE, {}),
-    "warm-up alone": (["--model.warmup_steps=2"], [1 / 3, 2 / 3, 1, 1, 1, 1], {}),
-    "AdamW's settings": (
+    "only warm-up": (["--model.warmup_steps=2"], [1 / 3, 2 / 3, 1, 1, 1, 1], {}),
+    "AdamW settings": (
         ["--model.betas=[0.8,0.9]", "--model.weight_decay=0.5"],
         [1] * 6,
         {"betas": (0.8, 0.9), "weight_decay": 0.5},
     ),
-    "in two parts": (["--trainer.accumulate_grad_batches=2"], [1] * 6, {}),
-    "in four parts, cosine": (
+    "two micro-batches": (["--trainer.accumulate_grad_batches=2"], [1] * 6, {}),
+    "four micro-batches, cosine": (
         [
             "--trainer.accumulate_grad_batches=4",
             "--model.schedule=cosine",
@@ -178,43 +179,43 @@ WAYS: dict[str, tuple[list[str], list[float], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("options", "factors", "adamw"), WAYS.values(), ids=WAYS)
-def test_a_gpts_training_equals_a_plain_loop(
+@pytest.mark.parametrize(("options", "factors", "adamw"), VARIANTS.values(), ids=VARIANTS)
+def test_gpt_training_equals_a_plain_loop(
     fit: Run, options: list[str], factors: list[float], adamw: dict[str, Any]
 ) -> None:
     assert fit(*CONSTANT, *options).code == 0
     model = tiny_gpt()
     losses = plain_run(model, TEXT, [0.01 * factor for factor in factors], **adamw)
-    assert distance(model, kept_weights()) < 1e-6
+    assert distance(model, saved_weights()) < 1e-6
     if "accumulate" not in " ".join(options):
         logged = curves(run_folder())["loss/batch"]
         assert logged == pytest.approx({step: losses[step - 1] for step in (2, 4, 6)}, abs=1e-6)
 
 
 FAULTS: dict[str, dict[str, Any]] = {
-    "another seed": {"seed": 1338},
+    "wrong seed": {"seed": 1338},
     "windows of the next step": {"first_step": 1},
     "learning rate of the next step": {"rates": [*COSINE[1:], 0.1]},
     "no weight decay": {"weight_decay": 0},
-    "other betas": {"betas": (0.9, 0.95)},
+    "wrong betas": {"betas": (0.9, 0.95)},
 }
 
 
-def test_the_plain_loop_would_differ_by_any_fault(fit: Run) -> None:
-    assert fit(*CONSTANT, *WAYS["cosine"][0]).code == 0
+def test_planted_faults_in_the_plain_loop_are_detected(fit: Run) -> None:
+    assert fit(*CONSTANT, *VARIANTS["cosine"][0]).code == 0
     for name, fault in FAULTS.items():
         model, settings = tiny_gpt(), {"rates": COSINE, **fault}
         settings["rates"] = [0.01 * factor for factor in settings["rates"]]
         plain_run(model, TEXT, **settings)
-        assert distance(model, kept_weights()) > 1e-4, name
+        assert distance(model, saved_weights()) > 1e-4, name
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-def test_micro_batches_change_no_evaluation(fit: Run, parts: int) -> None:
-    whole, cut = fit(), fit(f"--trainer.accumulate_grad_batches={parts}")
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_micro_batches_do_not_affect_evaluations(fit: Run, micro_batches: int) -> None:
+    whole, accumulated = fit(), fit(f"--trainer.accumulate_grad_batches={micro_batches}")
     evaluations = [
         [line for line in outcome.out.splitlines() if line.startswith(("step", "best"))]
-        for outcome in (whole, cut)
+        for outcome in (whole, accumulated)
     ]
     assert evaluations[0] == evaluations[1]
     assert [line.split(":")[0] for line in evaluations[0][:-1]] == ["step 0", "step 4", "step 6"]

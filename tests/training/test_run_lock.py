@@ -1,4 +1,4 @@
-"""Two trainings never share a run's folder."""
+"""Two commands never train in the same run folder."""
 
 import errno
 
@@ -7,23 +7,25 @@ from filelock import FileLock
 
 from nanogpt.errors import UserError
 from nanogpt.runs import LOGS
-from nanogpt.training.run_lock import claimed
+from nanogpt.training.run_lock import lock_folder
 
 
-def test_one_at_a_time_holds_a_folder() -> None:
+def test_folder_is_locked_for_others_and_released() -> None:
     folder = LOGS / "version_0"
-    for _ in range(2):  # and lets it go
-        with claimed(folder), pytest.raises(UserError, match="another command"), claimed(folder):
-            pass
+    for _ in range(2):
+        with lock_folder(folder):
+            lock = lock_folder(folder)
+            with pytest.raises(UserError, match="another command"), lock:
+                pass
 
 
-def test_where_nothing_can_be_locked_it_is_said(
+def test_file_system_without_locks_gives_a_notice(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
-    with claimed(LOGS / "version_0"):
+    with lock_folder(LOGS / "version_0"):
         pass
     assert capsys.readouterr().err.startswith("notice: ")

@@ -1,11 +1,11 @@
-"""What a machine is given: each kind of one, with the hardware's answers put in its mouth."""
+"""Precision, device and threads on simulated hardware."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from nanogpt.training.machine import device_type, fast_precision, use_few_threads
+from nanogpt.training.hardware_settings import choose_precision, device_type, limit_threads
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from nanogpt.training.machine import device_type, fast_precision, use_few_thread
         ("mps", None, True, "32-true"),
     ],
 )
-def test_bf16_is_kept_where_it_is_fast_and_else_replaced_with_a_reason(
+def test_bf16_is_replaced_with_a_reason_where_it_is_slow(
     device: str,
     capability: tuple[int, int] | None,
     amx: bool,
@@ -32,7 +32,7 @@ def test_bf16_is_kept_where_it_is_fast_and_else_replaced_with_a_reason(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    precision, reason = fast_precision("bf16-mixed", device)
+    precision, reason = choose_precision("bf16-mixed", device)
     assert precision == expected
     if expected == "bf16-mixed":
         assert reason is None
@@ -44,12 +44,12 @@ def test_bf16_is_kept_where_it_is_fast_and_else_replaced_with_a_reason(
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-true", "64-true", "32"])
 @pytest.mark.parametrize("device", ["cuda", "cpu", "mps", "tpu"])
-def test_any_other_precision_is_left_alone_and_no_hardware_asked(
+def test_other_precisions_are_unchanged_whatever_the_hardware(
     precision: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(torch.cuda, "get_device_capability")
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    assert fast_precision(precision, device) == (precision, None)
+    assert choose_precision(precision, device) == (precision, None)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_any_other_precision_is_left_alone_and_no_hardware_asked(
         ("cuda", True, False, "cuda"),
     ],
 )
-def test_device_type(
+def test_device_type_of_an_accelerator(
     accelerator: str, cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
@@ -73,11 +73,11 @@ def test_device_type(
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The numbers of threads that are asked for."""
-    asked: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    """The numbers of threads that are set."""
+    calls: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    return asked
+    return calls
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     [(6 * 4_225 * 32 * 8, None, [1]), (6 * 4_225 * 32 * 8, "2", []), (1e12, None, [])],
     ids=["bigram", "the user's choice", "gpt10m"],
 )
-def test_a_small_model_takes_one_thread_unless_the_user_chose(
+def test_small_model_runs_on_one_thread_unless_the_user_sets_the_number(
     flop_per_step: float,
     omp_num_threads: str | None,
     expected: list[int],
@@ -94,5 +94,5 @@ def test_a_small_model_takes_one_thread_unless_the_user_chose(
 ) -> None:
     if omp_num_threads:
         monkeypatch.setenv("OMP_NUM_THREADS", omp_num_threads)
-    use_few_threads(flop_per_step)
+    limit_threads(flop_per_step)
     assert threads == expected

@@ -1,4 +1,4 @@
-"""Settings that depend on the machine: precision, memory, and how long a run will take."""
+"""Settings that depend on the hardware: precision, threads and memory."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +11,7 @@ from nanogpt.hardware import fast_bf16, keep_memory
 
 
 def device_type(accelerator: str) -> str:
-    """Return the kind of device that Lightning takes for an ``--trainer.accelerator``."""
+    """Return the device type that Lightning uses for a value of ``--trainer.accelerator``."""
     if accelerator in ("auto", "gpu"):
         if torch.cuda.is_available():
             return "cuda"
@@ -21,21 +21,23 @@ def device_type(accelerator: str) -> str:
     return accelerator
 
 
-def prepare() -> None:
-    """Set what makes any run on this machine faster and changes nothing that matters."""
+def configure_process() -> None:
+    """Apply the process-wide settings that make any run faster."""
     keep_memory()
     torch.set_float32_matmul_precision("high")  # TF32 on NVIDIA GPUs that have it
 
 
-def fast_precision(precision: str, device: str) -> tuple[str, str | None]:
-    """Return the precision to use where ``bf16-mixed`` is asked for, and why if it is another.
+def choose_precision(precision: str, device: str) -> tuple[str, str | None]:
+    """Replace ``bf16-mixed`` where bf16 is not fast.
 
-    Where bf16 is not fast, GPUs with tensor cores (7.x) have 16-bit floats; all others stay in
-    float32.
+    GPUs with tensor cores but without bf16 units (compute capability 7.x) get ``16-mixed``, all
+    other devices ``32-true``.
 
     Args:
-        precision: as configured; anything but ``bf16-mixed`` is left as it is.
-        device: ``cuda``, ``cpu``, ``mps``, …
+        precision: as configured; others than ``bf16-mixed`` are returned unchanged.
+        device: device type: ``cuda``, ``cpu``, ``mps``, …
+
+    Returns: the precision to use, and the reason if it was replaced.
     """
     if precision != "bf16-mixed" or fast_bf16(device):
         return precision, None
@@ -46,7 +48,7 @@ def fast_precision(precision: str, device: str) -> tuple[str, str | None]:
 
 
 def check_memory(n_bytes: int) -> None:
-    """Check that weights fit into this machine's memory, where the system tells its size.
+    """Check that weights fit into the machine's memory, if the system reports its size.
 
     Raises:
         UserError: if they do not.
@@ -63,20 +65,20 @@ def check_memory(n_bytes: int) -> None:
 
 
 class NoProfiler(PassThroughProfiler):
-    """Profiles nothing, at less cost: Lightning enters a profiler some fifty times a step."""
+    """Profiles nothing at a lower cost: Lightning enters a profiler some fifty times a step."""
 
     nothing: AbstractContextManager[None] = nullcontext()
 
     def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
-        """Return one and the same context, instead of running a generator each time."""
+        """Return the same context each time, instead of running a generator."""
         return self.nothing
 
 
-def use_few_threads(flop_per_step: float) -> None:
-    """Let a model too small to share out run on one thread of a CPU.
+def limit_threads(flop_per_step: float) -> None:
+    """Run a model too small to profit from several CPU threads on one.
 
-    Below some 10^9 operations a step, waking and awaiting other threads costs more than they do:
-    the bigram's step takes half the time on one.
+    Below some 10^9 FLOP a step, synchronizing threads costs more than they gain: the bigram's step
+    takes half the time on one thread. ``OMP_NUM_THREADS`` overrides this.
     """
     if flop_per_step < 1e9 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

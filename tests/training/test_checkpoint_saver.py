@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, that none is lost, and that a run goes on from one."""
+"""Which checkpoints are saved, atomic writes, and resuming from damaged ones."""
 
 import errno
 import os
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt.training.checkpoints import AtomicCheckpointIO
+from nanogpt.training.checkpoint_saver import AtomicCheckpointIO
 from tests.command_lines import Run
 
 ROOT = Path(__file__).parents[2]
-KEPT = Path("lightning_logs/version_0/checkpoints")
+FOLDER = Path("lightning_logs/version_0/checkpoints")
 
 
 def step_of(path: Path) -> int:
@@ -21,20 +21,20 @@ def step_of(path: Path) -> int:
     return step
 
 
-def test_last_is_the_last_also_when_the_loss_rises(fit: Run) -> None:
-    # trained on one half of the characters, so that what it learns is wrong of the other half
+def test_last_checkpoint_is_the_last_step_even_if_the_loss_rises(fit: Run) -> None:
+    # the val split has other statistics than the train split
     Path("turn.txt").write_text("ab" * 1000 + "ba" + "aabb" * 250, encoding="utf-8")
     outcome = fit(
         *("--data.corpus=turn.txt", "--data.val_fraction=0.33", "--trainer.max_steps=60"),
         *("--trainer.val_check_interval=10", "--model.learning_rate=0.03"),
     )
     assert outcome.code == 0, outcome.err
-    assert step_of(KEPT / "last.ckpt") == 60
-    assert step_of(KEPT / "best.ckpt") < 60
+    assert step_of(FOLDER / "last.ckpt") == 60
+    assert step_of(FOLDER / "best.ckpt") < 60
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (["--ckpt_path=missing.ckpt"], "missing.ckpt"),
         (["--ckpt_path=text.txt"], "not a checkpoint"),
@@ -42,8 +42,8 @@ def test_last_is_the_last_also_when_the_loss_rises(fit: Run) -> None:
         (["--ckpt_path=best", "--data.corpus=other.txt"], "vocabulary"),
     ],
 )
-def test_what_a_run_cannot_go_on_from_gets_one_line(
-    fit: Run, options: list[str], says: str
+def test_unsuitable_checkpoint_gives_a_one_line_error(
+    fit: Run, options: list[str], message: str
 ) -> None:
     fit()
     Path("other.txt").write_text("xyz" * 1000, encoding="utf-8")
@@ -51,12 +51,12 @@ def test_what_a_run_cannot_go_on_from_gets_one_line(
     outcome = fit("--trainer.max_steps=8", *options)
     assert outcome.code == 2
     *notices, error = outcome.err.splitlines()
-    assert says in error
+    assert message in error
     assert all(line.startswith("notice: ") for line in notices)
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_whole(
+def test_full_disk_leaves_the_old_checkpoint_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "last.ckpt"
@@ -73,34 +73,37 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(
     assert list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="it has other names there")
-def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on_once_there_is_room(
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_full_disk_stops_a_run_which_resumes_when_space_is_free(
     fit: Run, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, checkpoints = os.fsync, [0]
+    fsync, checkpoints = os.fsync, [0]
 
     def full(file: int) -> None:
         if Path(f"/proc/self/fd/{file}").readlink().name == "last.ckpt":
             checkpoints[0] += 1
             if checkpoints[0] == 2:
                 raise OSError(errno.ENOSPC, "No space left on device")
-        real(file)
+        fsync(file)
 
     monkeypatch.setattr(os, "fsync", full)
     outcome = fit()
     assert outcome.code == 2
     assert outcome.err.startswith("error: No space left on device at ")
-    needed = (KEPT / "last.ckpt").stat().st_size / 1e6
-    assert f"last.ckpt, which takes {needed:.1f} MB" in outcome.err
-    assert f"stopped at step 6; the last good checkpoint is {KEPT / 'last.ckpt'}" in outcome.err
+    size = (FOLDER / "last.ckpt").stat().st_size / 1e6
+    assert f"last.ckpt, which takes {size:.1f} MB" in outcome.err
+    assert (
+        f"the run stopped at step 6; the last good checkpoint is {FOLDER / 'last.ckpt'}"
+        in outcome.err
+    )
     assert "python cli.py fit --ckpt_path last" in outcome.err
     assert outcome.err.count("\n") == 1
-    assert step_of(KEPT / "last.ckpt") == 4
+    assert step_of(FOLDER / "last.ckpt") == 4
     assert run("fit", "--ckpt_path=last").code == 0
-    assert step_of(KEPT / "last.ckpt") == 6
+    assert step_of(FOLDER / "last.ckpt") == 6
 
 
-def test_a_disk_that_is_full_from_the_beginning_is_said_in_one_line(
+def test_disk_that_is_full_from_the_start_gives_a_one_line_error(
     fit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:
@@ -114,9 +117,9 @@ def test_a_disk_that_is_full_from_the_beginning_is_said_in_one_line(
     assert outcome.err.count("\n") == 1
 
 
-def test_what_a_kill_left_of_writing_is_swept_and_nothing_else(fit: Run, run: Run) -> None:
+def test_only_partial_files_of_a_killed_run_are_removed(fit: Run, run: Run) -> None:
     fit("--trainer.max_steps=2")
-    ours, theirs = KEPT / ".partial-ab12_xyz", KEPT / ".partial-of-mine"
+    ours, theirs = FOLDER / ".partial-ab12_xyz", FOLDER / ".partial-of-mine"
     for folder in (ours, theirs):
         folder.mkdir()
         (folder / "last.ckpt").write_bytes(b"half")
@@ -126,23 +129,23 @@ def test_what_a_kill_left_of_writing_is_swept_and_nothing_else(fit: Run, run: Ru
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", None])
-def test_a_damaged_checkpoint_gives_way_to_the_other(
+def test_damaged_checkpoint_is_replaced_by_the_other_one(
     fit: Run, run: Run, content: bytes | None
 ) -> None:
     fit()
-    damage(KEPT / "last.ckpt", content)
+    damage(FOLDER / "last.ckpt", content)
     outcome = run("fit", "--ckpt_path=last", "--trainer.max_steps=8")
     assert outcome.code == 0, outcome.err
     assert "last.ckpt is damaged" in outcome.err.splitlines()[0]
-    assert step_of(KEPT / "last.ckpt") == 8
-    damage(KEPT / "best.ckpt", content)
+    assert step_of(FOLDER / "last.ckpt") == 8
+    damage(FOLDER / "best.ckpt", content)
     for command in (["predict", "--max_new_tokens=1"], ["validate"]):
         outcome = run(*command)
         assert outcome.code == 0, outcome.err
-        assert f"best.ckpt is damaged: {KEPT / 'last.ckpt'} takes its place" in outcome.err
-    named = run("predict", f"--ckpt_path={KEPT / 'best.ckpt'}")
-    assert named.code == 2  # nothing stands in for one that is named
-    damage(KEPT / "last.ckpt", content)
+        assert f"best.ckpt is damaged: using {FOLDER / 'last.ckpt'} instead" in outcome.err
+    named = run("predict", f"--ckpt_path={FOLDER / 'best.ckpt'}")
+    assert named.code == 2  # a file given by name has no fallback
+    damage(FOLDER / "last.ckpt", content)
     for command in (["predict"], ["validate"], ["fit", "--ckpt_path=last"]):
         outcome = run(*command)
         assert outcome.code == 2
@@ -151,15 +154,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_other(
 
 
 def damage(path: Path, content: bytes | None) -> None:
-    """Replace a file's content; by its first half, without one."""
+    """Replace the content of a file, or truncate it to half of its length."""
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no head there")
-def test_a_closed_pipe_ends_predict_quietly(fit: Run) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="needs head")
+def test_closed_pipe_ends_predict_without_an_error(fit: Run) -> None:
     fit()
     command = f"{sys.executable} {ROOT / 'cli.py'} predict --max_new_tokens 5000 | head -c 10"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     assert len(done.stdout) == 10
-    assert done.stderr.count("\n") == 1  # which checkpoint it samples from
+    assert done.stderr.count("\n") == 1  # the name of the checkpoint

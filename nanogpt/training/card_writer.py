@@ -1,0 +1,78 @@
+"""Writes the report of a finished run: its card, plots and further TensorBoard events."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+
+from nanogpt.generation.checkpoint import Checkpoint
+from nanogpt.insight import provenance
+from nanogpt.insight.reference import best_losses, reference_curve
+from nanogpt.models import count_parameters
+from nanogpt.notices import notice
+from nanogpt.runs import Run
+from nanogpt.training.callbacks import RunRecorder
+from nanogpt.training.datamodule import CharDataModule
+
+
+def write_card(
+    trainer: L.Trainer,
+    data: CharDataModule,
+    recorder: RunRecorder,
+    checkpoint: Checkpoint,
+    reference: str | None,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write the report of a finished run to its folder and print the path.
+
+    Args:
+        trainer: of the run.
+        data: of the run.
+        recorder: of the run.
+        checkpoint: the best checkpoint of the run.
+        reference: name of the reference curve, which is compared if the corpus is the same.
+        settings: those that differ from their defaults, by full name.
+    """
+    from nanogpt.insight import run_report  # matplotlib is slow to import: print the result first
+
+    run, device = Run(checkpoint.path.parent.parent), trainer.strategy.root_device
+    model = checkpoint.model
+    finished = run_report.FinishedRun(
+        run=run,
+        model=model.to(device) if device.type == "cuda" else model,
+        tokenizer=checkpoint.tokenizer,
+        text=data.corpus.text,
+        n_train=len(data.splits["train"]),
+        history=recorder.history,
+        reference=reference_curve(reference, data.corpus.sha256),
+        ngrams=data.ngrams,
+        seed=data.seed,
+    )
+    architecture = checkpoint.settings["architecture"]
+    facts = {"parameters": f"{count_parameters(model):,} ({architecture})"}
+    try:
+        run_report.write_report(finished, facts | run_facts(trainer, data, recorder), settings)
+    except OSError as error:
+        notice(f"the run is complete and saved, but its card could not be written: {error}")
+    else:
+        print(f"card         {run.folder / 'card.md'}, with curves.png")
+
+
+def run_facts(trainer: L.Trainer, data: CharDataModule, recorder: RunRecorder) -> dict[str, str]:
+    """Return the facts about a run that its card lists, by name."""
+    best, corpus = best_losses(recorder.history), data.corpus
+    resumed = f", resumed at step {recorder.first_step:,}" if recorder.first_step else ""
+    replaced = f", in place of {corpus.stands_in_for}" if corpus.stands_in_for else ""
+    return {
+        "best val loss": f"{best.val:.4f} nats per character at step {best.step:,} (perplexity "
+        f"{math.exp(best.val):.2f}, {best.val / math.log(2):.3f} bits per character)",
+        "corpus": f"{corpus.name}{replaced}: {len(corpus.text):,} characters, "
+        f"{len(data.tokenizer.vocabulary)} distinct, SHA-256 `{corpus.sha256}`",
+        "training": f"{trainer.global_step:,} steps of {data.batch_size} x {data.block_size} "
+        f"characters{resumed}, seed {data.seed}, in {trainer.precision}",
+        "time": f"{recorder.seconds:.1f} s, evaluations included",
+        "machine": provenance.machine(trainer.strategy.root_device),
+        "versions": provenance.versions(),
+        "code": provenance.git_state(),
+    }
