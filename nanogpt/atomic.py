@@ -12,10 +12,8 @@ PREFIX = ".partial-"
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a temporary file in the same folder, flush it to disk, and rename it to ``path``.
 
-    If the disk is full or the process is killed, the previous file remains.
-
-    Raises:
-        OSError: if the file cannot be written; ``filename`` is ``path``, and a note gives the size.
+    If the process is killed, or the disk is full, the previous file remains. An OSError names
+    ``path``, with the size in a note.
     """
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=PREFIX) as folder:

@@ -1,10 +1,18 @@
 """Turn the errors of jsonargparse into one line that names the closest valid option."""
 
 import re
+from argparse import ArgumentError
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from nanogpt.errors import UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 REWORDED = {
+    r"arguments are required: (\w+)$": r"--\1 is required: write --\1 VALUE; see --help",
     r"argument (?:-\w/)?(--\S+): expected one argument": (
         r"\1 takes a value: write \1=VALUE if it begins with a dash"
     ),
@@ -17,6 +25,14 @@ REWORDED = {
 }
 
 SECTIONS = ("model", "data", "trainer")
+
+
+def parse_options(parser: "ArgumentParser", options: list[str]) -> dict[str, Any]:
+    """Parse the options of a command; raise a one-line UserError if they are not valid."""
+    try:
+        return parser.parse_args(options).as_dict()
+    except ArgumentError as error:
+        raise UserError(explain(str(error), parser.get_defaults().keys())) from error
 
 
 def explain(message: str, options: Iterable[str]) -> str:

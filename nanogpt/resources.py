@@ -1,5 +1,6 @@
 """Find the shipped configs and reference curves: package data, or folders of a clone."""
 
+import os
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -35,19 +36,17 @@ def find_config(given: str) -> str:
     Raises:
         UserError: if there is neither a file nor a shipped config of that name.
     """
-    try:
-        is_file = Path(given).exists() and not Path(given).is_dir()
-    except (OSError, ValueError):  # not a valid file name
-        is_file = False
-    if is_file or given == "-" or set(given) & set("{[:\n"):
+    is_yaml = given == "-" or set(given) & set("{[:\n")
+    # Path.exists raises an error for a name that is too long
+    if is_yaml or (os.path.exists(given) and not os.path.isdir(given)):  # noqa: PTH110, PTH112
         return given
     shipped = shipped_configs()
+    configs = shipped | {path.stem: path for path in shipped.values()}
     name = given.replace("\\", "/").removeprefix("./").removeprefix("configs/")
     name = name.removesuffix(".yaml")
-    for full_name, path in shipped.items():
-        if name in (full_name, path.stem):
-            return str(path)
-    close = get_close_matches(name, [*shipped, *(path.stem for path in shipped.values())], 1)
+    if name in configs:
+        return str(configs[name])
+    close = get_close_matches(name, configs, 1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UserError(
         f"no config {given[:100]!r}: {hint}--config takes the path of a file or one of "

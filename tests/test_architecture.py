@@ -17,17 +17,19 @@ FILES = [ROOT / "cli.py", *MODULES]
 # what each package, or top-level module, may import of the others
 BASE = {"atomic", "errors", "hardware", "notices", "option_errors", "resources", "runs"}
 MAY_IMPORT: dict[str, set[str]] = {
-    **dict.fromkeys(BASE - {"runs"}, set[str]()),
+    **{name: set[str]() for name in BASE},
+    "resources": {"errors"},
+    "option_errors": {"errors"},
     "runs": {"errors", "notices"},
     "models": {"errors"},
     "kernels": {"errors", "models"},
     "text": {"atomic", "errors", "notices"},
+    "__main__": {"commands", "errors", "notices", "resources"},
 }
 MAY_IMPORT["generation"] = BASE | {"models", "kernels", "text"}
 MAY_IMPORT["insight"] = MAY_IMPORT["generation"] | {"generation"}
 MAY_IMPORT["training"] = MAY_IMPORT["insight"] | {"insight"}
 MAY_IMPORT["commands"] = MAY_IMPORT["training"] | {"training"}
-MAY_IMPORT["__main__"] = {"commands"}
 FILES_OF: dict[str, list[Path]] = {package: [] for package in MAY_IMPORT}
 for path in MODULES:
     FILES_OF.setdefault(path.relative_to(PACKAGE).with_suffix("").parts[0], []).append(path)

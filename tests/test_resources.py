@@ -92,12 +92,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_package_contains_all_modules_configs_and_curves(installed: Path) -> None:
+def test_package_contains_all_modules_templates_configs_and_curves(installed: Path) -> None:
     files = {path.relative_to(installed).as_posix() for path in installed.rglob("nanogpt/**/*.*")}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nanogpt").rglob("*.py")}
+    templates = {f"nanogpt/insight/html_report.{kind}" for kind in ("css", "html", "js")}
     configs = {f"nanogpt/configs/{name}.yaml" for name in shipped_configs()}
     curves = {f"nanogpt/reference_curves/{name}/curve.csv" for name in ("bigram", "gpt10m")}
-    assert files == modules | configs | curves
+    assert files == modules | templates | {"nanogpt/insight/model_card.md"} | configs | curves
 
 
 def test_installed_package_runs_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:

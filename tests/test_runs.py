@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt.errors import UserError
-from nanogpt.runs import LOGS, Run, find_checkpoint, newest_run, read_with_fallback, run_of
+from nanogpt.runs import LOGS, Run, find_checkpoint, newest_run, run_of
 
 
 def make_run(name: str, *checkpoints: str) -> Path:
@@ -93,33 +93,3 @@ def test_run_of_a_checkpoint() -> None:
     assert run_of(Path("away.ckpt")) is None
     (folder / "config.yaml").unlink()
     assert run_of(folder / "checkpoints" / "best.ckpt") is None
-
-
-def read_unless_empty(path: Path) -> str:
-    if not path.read_text():
-        raise UserError(f"{path} is damaged")
-    return path.read_text()
-
-
-def test_damaged_checkpoint_is_replaced_by_the_other_one_with_a_notice(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    folder = make_run("version_0", "best", "last")
-    (folder / "checkpoints" / "last.ckpt").write_text("intact")
-    for ckpt_path in ("best", str(folder)):
-        assert read_with_fallback(read_unless_empty, ckpt_path) == "intact"
-        assert "best.ckpt is damaged: using" in capsys.readouterr().err
-    assert read_with_fallback(read_unless_empty, str(folder), "last") == "intact"
-    assert not capsys.readouterr().err
-
-
-def test_damaged_checkpoint_is_an_error_without_an_intact_one() -> None:
-    best = make_run("version_0", "best") / "checkpoints" / "best.ckpt"
-    with pytest.raises(UserError, match="is damaged"):
-        read_with_fallback(read_unless_empty)
-    best.with_name("last.ckpt").touch()
-    with pytest.raises(UserError, match=r"neither .*best.ckpt nor last.ckpt .* --ckpt_path"):
-        read_with_fallback(read_unless_empty)
-    best.with_name("last.ckpt").write_text("intact")
-    with pytest.raises(UserError, match="is damaged"):  # a file name has no fallback
-        read_with_fallback(read_unless_empty, str(best))

@@ -5,7 +5,6 @@ import shlex
 import statistics
 import textwrap
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -29,38 +28,21 @@ RESERVED = (
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A config of the ladder. Its first lines are comments that describe the stage."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """Number and name, such as ``02 average``."""
-        return self.path.stem.replace("_", " ")
-
-    @property
-    def comments(self) -> list[str]:
-        """The comments at the top of the config."""
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        return [line.lstrip("# ") for line in lines[: lines.index("model:")]]
-
-    @property
-    def adds(self) -> str:
-        """What it adds to the previous stage."""
-        return self.comments[0].partition(" (")[0]
-
-    @property
-    def explanation(self) -> str:
-        """Why it may not lower the loss, or ""."""
-        return " ".join(self.comments[1:])
-
-
-@dataclass(frozen=True)
 class Result:
-    """A trained stage: the best val loss of each seed, and the last of its runs."""
+    """A trained stage.
 
-    stage: Stage
+    Args:
+        name: its number and name, such as ``02 average``.
+        adds: what it adds to the previous stage.
+        explanation: why it may not lower the loss, or "".
+        losses: the best val loss of each seed.
+        last_run: the run of the last seed.
+        folder: of that run.
+    """
+
+    name: str
+    adds: str
+    explanation: str
     losses: list[float]
     last_run: StageRun
     folder: Path
@@ -75,37 +57,32 @@ class Result:
         spread = f" ± {statistics.stdev(self.losses):.4f}" if len(self.losses) > 1 else ""
         change = f"{self.mean - previous.mean:+.4f}" if previous else ""
         parameters, loss = f"{self.last_run.parameters:,}", f"{self.mean:.4f}{spread}"
-        return (self.stage.name, parameters, loss, change, self.stage.adds)
+        return (self.name, parameters, loss, change, self.adds)
 
 
 def run(options: list[str]) -> None:
-    """Train the stages, print a row of the table after each, and write the table and a chart.
-
-    Raises:
-        UserError: for any mistake in the options.
-    """
+    """Train the stages, print a row of the table after each, and write the table and a chart."""
     stages, n_seeds, fit_options = parse(options)
-    folder = next_version(LOGS / "ladder")
-    widths = (16, 10, 8 if n_seeds == 1 else 15, 7, 0)
+    root = LOGS / "ladder"
+    used = [int(f.name[8:]) for f in root.glob("version_*") if f.name[8:].isdecimal()]
+    folder = root / f"version_{max(used, default=-1) + 1}"
+    width = 8 if n_seeds == 1 else 15
     start, results = time.monotonic(), list[Result]()
     try:
         for stage in stages:
             previous = results[-1] if results else None
             results.append(train(stage, folder, n_seeds, fit_options, announce=previous is None))
-            if previous is None:
-                print_row(TITLES, widths)
-            print_row(results[-1].row(previous), widths)
+            row = results[-1].row(previous)
+            for cells in [row] if previous else [TITLES, row]:
+                line = "{:16}  {:>10}  {:>{width}}  {:>7}  {}".format(*cells, width=width)
+                print(line, flush=True)
     finally:
         if results:
             report(results, folder, time.monotonic() - start, options)
 
 
-def parse(options: list[str]) -> tuple[list[Stage], int, list[str]]:
-    """Return the stages to train, the number of seeds, and the options for ``fit``.
-
-    Raises:
-        UserError: if one is not valid.
-    """
+def parse(options: list[str]) -> tuple[list[Path], int, list[str]]:
+    """Return the configs of the stages to train, the number of seeds, and ``fit``'s options."""
     parser = argparse.ArgumentParser(
         prog=f"{program()} ladder",
         allow_abbrev=False,
@@ -122,41 +99,38 @@ def parse(options: list[str]) -> tuple[list[Stage], int, list[str]]:
     if given.seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {given.seeds}")
     for option in (option.partition("=")[0] for option in rest):
-        if option == "--rungs":
-            raise UserError("unknown option --rungs; did you mean --stages?")
         if option in RESERVED:
             raise UserError(f"the ladder sets {option} itself: leave it out")
-    stages = {int(path.stem[:2]): Stage(path) for path in sorted(CONFIGS.glob("ladder/*.yaml"))}
-    if given.stages is None:
-        return list(stages.values()), given.seeds, rest
-    numbers = given.stages.split(",")
-    if not all(number.isdecimal() and int(number) in stages for number in numbers):
+    stages = {path.stem[:2].lstrip("0"): path for path in sorted(CONFIGS.glob("ladder/*.yaml"))}
+    chosen = set(stages)
+    if given.stages is not None:
+        chosen = {number.lstrip("0") for number in given.stages.split(",")}
+    if not chosen <= set(stages):
         raise UserError(
-            f"--stages takes numbers from 1 to {max(stages)}, such as 3,4, not {given.stages!r}"
+            f"--stages takes numbers from 1 to {len(stages)}, such as 3,4, not {given.stages!r}"
         )
-    return [stages[n] for n in sorted(set(map(int, numbers)))], given.seeds, rest
+    return [path for number, path in stages.items() if number in chosen], given.seeds, rest
 
 
 def train(
-    stage: Stage, folder: Path, n_seeds: int, fit_options: list[str], announce: bool
+    config: Path, folder: Path, n_seeds: int, fit_options: list[str], announce: bool
 ) -> Result:
-    """Train a stage with each seed.
-
-    Raises:
-        UserError: if a run has no evaluation, or for any mistake in the options.
-    """
-    losses: list[float] = []
+    """Train a stage with each seed; raise UserError if a run has no evaluation."""
+    lines = config.read_text(encoding="utf-8").splitlines()
+    adds, *explanation = (line.lstrip("# ") for line in lines[: lines.index("model:")])
+    name, losses = config.stem.replace("_", " "), list[float]()
     for seed in range(FIRST_SEED, FIRST_SEED + n_seeds):
-        run_folder = folder / (stage.path.stem + (f"_{seed}" if n_seeds > 1 else ""))
-        options = ["--config", str(stage.path), *fit_options, "--seed_everything", str(seed)]
-        done = fit_stage(options, stage.name, run_folder, announce and seed == FIRST_SEED)
+        run_folder = folder / (config.stem + (f"_{seed}" if n_seeds > 1 else ""))
+        options = ["--config", str(config), *fit_options, "--seed_everything", str(seed)]
+        done = fit_stage(options, name, run_folder, announce and seed == FIRST_SEED)
         if not done.history:
             raise UserError(
                 "the ladder compares val losses, and these options disable evaluation: leave "
                 "--trainer.limit_val_batches out"
             )
         losses.append(best_losses(done.history).val)
-    return Result(stage, losses, done, run_folder)
+    adds = adds.partition(" (")[0]  # the number of parameters
+    return Result(name, adds, " ".join(explanation), losses, done, run_folder)
 
 
 def report(results: list[Result], folder: Path, seconds: float, options: list[str]) -> None:
@@ -165,12 +139,12 @@ def report(results: list[Result], folder: Path, seconds: float, options: list[st
 
     pairs = list(zip([None, *results], results, strict=False))
     explanations = [
-        f"{result.stage.name} does not lower the val loss. {result.stage.explanation}".strip()
+        f"{result.name} does not lower the val loss. {result.explanation}".strip()
         for previous, result in pairs
         if previous and result.mean >= previous.mean
     ]
     print("".join(f"\n{textwrap.fill(explanation, 100)}\n" for explanation in explanations))
-    names = [result.stage.name.replace(" ", "\n") for result in results]
+    names = [result.name.replace(" ", "\n") for result in results]
     first = results[0].last_run
     figure = plot_ladder(names, [result.losses for result in results], first.ngrams)
     save_figure(figure, folder / "ladder.png")
@@ -194,16 +168,3 @@ def report(results: list[Result], folder: Path, seconds: float, options: list[st
         f"curves       tensorboard --logdir {folder}\n"
         f"text         {program()} predict --ckpt_path {results[-1].folder}"
     )
-
-
-def next_version(root: Path) -> Path:
-    """Return the first unused ``version_N`` of a folder."""
-    used = [int(f.name[8:]) for f in root.glob("version_*") if f.name[8:].isdecimal()]
-    return root / f"version_{max(used, default=-1) + 1}"
-
-
-def print_row(cells: Sequence[str], widths: Sequence[int]) -> None:
-    """Print a row of the table; the first and last cells are aligned to the left."""
-    first, *middle, last = cells
-    aligned = [cell.rjust(width) for cell, width in zip(middle, widths[1:], strict=False)]
-    print("  ".join([first.ljust(widths[0]), *aligned, last]), flush=True)

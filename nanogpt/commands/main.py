@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.util import find_spec
 
 from nanogpt import __version__
@@ -73,11 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def explain_os_error(error: OSError) -> str:
-    """Return the message for a full disk or a folder that is not writable.
-
-    Raises:
-        OSError: if it is anything else.
-    """
+    """Return the message for a full disk or a folder that is not writable; reraise other errors."""
     if error.errno in DISK_FULL:
         way_out = "existing files are unchanged; free some space and run again"
     elif error.errno in NOT_WRITABLE:
@@ -125,54 +122,32 @@ def dispatch(argv: list[str]) -> int:
         close = get_close_matches(command, COMMANDS, 1)
         hint = f"did you mean {close[0]}?" if close else f"see {program()} --help"
         raise UserError(f"no command {command!r}; {hint}")
-    if command == "predict":
-        from nanogpt.commands import predict
-
-        predict.run(options)
-    elif command == "score":
-        from nanogpt.commands import score
-
-        score.run(options)
-    elif command == "ladder":
-        from nanogpt.commands import ladder
-
-        ladder.run(options)
-    else:
+    if command in ("fit", "validate"):
         options = resolve_configs(command, options)
-        from nanogpt.training import lightning_cli
-
-        lightning_cli.run(command, options)
+        import_module("nanogpt.training.lightning_cli").run(command, options)
+    else:
+        import_module(f"nanogpt.commands.{command}").run(options)
     return 0
 
 
 def resolve_configs(command: str, options: list[str]) -> list[str]:
-    """Replace the names of shipped configs in the options of ``fit`` or ``validate`` by paths.
-
-    Raises:
-        UserError: if there is no such config, or ``fit`` has none.
-    """
+    """Replace the names of shipped configs in the options of ``fit`` or ``validate`` by paths."""
     names = {option.partition("=")[0] for option in options}
     if command == "fit" and not names & {"-c", "--config", "--ckpt_path", "-h", "--help"}:
-        raise UserError(f"fit needs a config, `--config NAME` or `--config FILE`:\n{config_list()}")
+        message = "fit needs a config, `--config NAME` or `--config FILE`:"
+        for config, path in shipped_configs().items():
+            first_line = path.read_text(encoding="utf-8").partition("\n")[0]
+            message += f"\n  {config:24} {first_line.lstrip('# ')}"
+        raise UserError(message)
     resolved: list[str] = []
-    for option in options:
+    for previous, option in zip(["", *options], options, strict=False):
         name, sep, value = option.partition("=")
-        if resolved and resolved[-1] in ("-c", "--config"):
-            resolved.append(option if option.startswith("-") else find_config(option))
-        elif sep and name in ("-c", "--config"):
-            resolved += [f"{name}={find_config(value)}"]
-        else:
-            resolved.append(option)
+        if sep and name in ("-c", "--config"):
+            option = f"{name}={find_config(value)}"
+        elif previous in ("-c", "--config") and not option.startswith("-"):
+            option = find_config(option)
+        resolved.append(option)
     return resolved
-
-
-def config_list() -> str:
-    """Return a line for each shipped config, with the first line of the file, for a message."""
-    lines = []
-    for name, path in shipped_configs().items():
-        with path.open(encoding="utf-8") as file:
-            lines.append(f"  {name:24} {file.readline().lstrip('# ').rstrip()}")
-    return "\n".join(lines)
 
 
 def fail(message: str) -> int:

@@ -10,12 +10,12 @@ from torch import Tensor
 from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint_vetting import vet
 from nanogpt.models.registry import Model, build_model, config_class
-from nanogpt.runs import CheckpointName, read_with_fallback
+from nanogpt.notices import notice
+from nanogpt.runs import CheckpointName, find_checkpoint
 from nanogpt.text.tokenizer import Tokenizer
 
 CORPUS_KEY = "CharDataModule"  # Lightning saves a data module's state under its class name
 EARLIER_CORPUS_KEY = "CharacterData"
-MAX_LAYERS_WITHOUT_WEIGHTS = 64  # the weights in the file do not bound their number
 
 
 @dataclass(frozen=True)
@@ -51,26 +51,37 @@ class Checkpoint:
 
 
 def load_checkpoint(ckpt_path: str = "best", of_folder: CheckpointName = "best") -> Checkpoint:
-    """Find and read a checkpoint; if it is damaged, the other one of its run with a notice.
+    """Find and read a checkpoint or, if it is damaged, the other one of its run, with a notice.
+
+    There is no fallback for a checkpoint given by its file name.
 
     Args:
         ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a checkpoint file.
         of_folder: which checkpoint of a run folder to read.
-
-    Raises:
-        UserError: if there is no such checkpoint, or none that can be read.
     """
-    return read_with_fallback(read_checkpoint, ckpt_path, of_folder)
+    path = find_checkpoint(ckpt_path, of_folder)
+    try:
+        return read_checkpoint(path)
+    except UserError as error:
+        other = path.with_name("last.ckpt" if path.name == "best.ckpt" else "best.ckpt")
+        if path == Path(ckpt_path) or not other.is_file():
+            raise
+        try:
+            checkpoint = read_checkpoint(other)
+        except UserError:
+            raise UserError(
+                f"neither {path} nor {other.name} in the same folder can be read: pass another "
+                "checkpoint to --ckpt_path, or train again"
+            ) from error
+        notice(f"{path} is damaged: using {other} instead")
+        return checkpoint
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint file without running code from it.
+    """Read a checkpoint file without running code from it; raise UserError if it is not valid.
 
     The architecture is one of the registry's. The settings are checked against the weights before
     memory is allocated.
-
-    Raises:
-        UserError: if the file is not a checkpoint of this project, or its parts do not match.
     """
     try:
         with path.open("rb") as file:
@@ -82,7 +93,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         model = _build(content["hyper_parameters"], content["state_dict"])
     except Exception as error:  # a damaged file can fail in any way
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        reason = ascii(f"{kind}{error}".split("\n")[0][:100])[1:-1]
+        reason = ascii(" ".join(f"{kind}{error}".split())[:100])[1:-1]
         raise UserError(
             f"{str(path)!r} is not a checkpoint of this version of the project ({reason}); "
             "give the path of a .ckpt file from lightning_logs/version_N/checkpoints/"
@@ -94,39 +105,23 @@ def _check_content(content: dict[str, Any]) -> None:
     """Check that all entries are present and of the right types."""
     if EARLIER_CORPUS_KEY in content:
         raise ValueError("it was written by an earlier version: see CHANGELOG.md")
-    corpus, step = content[CORPUS_KEY], content["global_step"]
-    if type(step) is not int or not 0 <= step < 2**62:
-        raise ValueError(f"global_step cannot be {step!r}")
-    if not all(type(value) in (str, type(None)) for value in corpus.values()):
+    values = {**content["hyper_parameters"], "global_step": content["global_step"]}
+    kinds = {"architecture": str, "vocabulary": str, "block_size": int, "global_step": int}
+    for name, kind in kinds.items():
+        if type(values.get(name)) is not kind:
+            raise ValueError(f"{name} cannot be {values.get(name)!r}")
+    if not 0 <= values["global_step"] < 2**62 or values["block_size"] >= 2**31:
+        raise ValueError("global_step or block_size is out of range")
+    if not all(value is None or type(value) is str for value in content[CORPUS_KEY].values()):
         raise ValueError("the description of its corpus is not valid")
-    hparams = content["hyper_parameters"]
-    for name, kind in (("architecture", str), ("block_size", int), ("vocabulary", str)):
-        if name not in hparams:
-            raise ValueError(f"{name} is missing")
-        if type(hparams[name]) is not kind:
-            raise ValueError(f"{name} is a {type(hparams[name]).__name__}")
-    if not 0 < hparams["block_size"] < 2**31:  # a bigram's weights do not bound it
-        raise ValueError("block_size is out of range")
 
 
 def _build(hparams: dict[str, Any], state_dict: dict[str, Tensor]) -> Model:
-    """Build a model around existing weights, without allocating its own.
-
-    Raises:
-        ValueError: if the weights do not match the settings.
-    """
+    """Build a model around existing weights, without allocating its own."""
     names = [field.name for field in fields(config_class(hparams["architecture"]))]
     settings = {name: hparams[name] for name in names if name in hparams}
-    n_layer = settings.get("n_layer")
-    if isinstance(n_layer, int) and n_layer > max(len(state_dict), MAX_LAYERS_WITHOUT_WEIGHTS):
-        raise ValueError("n_layer does not match the weights")
     with torch.device("meta"):  # shapes only
         model = build_model(hparams["architecture"], len(hparams["vocabulary"]), **settings)
-    expected = {f"net.{name}": weight.shape for name, weight in model.state_dict().items()}
-    if expected != {name: weight.shape for name, weight in state_dict.items()}:
-        raise ValueError("the weights do not match the settings")
-    if not all(weight.is_floating_point() for weight in state_dict.values()):
-        raise ValueError("the weights are not floating-point numbers")
     weights = {name.removeprefix("net."): weight for name, weight in state_dict.items()}
-    model.load_state_dict(weights, assign=True)
+    model.load_state_dict(weights, assign=True)  # raises if a name or a shape differs
     return model

@@ -15,32 +15,22 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 from zipfile import ZIP_STORED, ZipFile
 
+import torch
+
 MAX_PICKLE_BYTES = 2**22  # without the tensors; a byte can become a hundred in memory
 MAX_VALUES = 10**6  # a short pickle can refer to one list a million times
 MAX_DEPTH = 32
 MAX_DIMENSIONS = 8
-CHUNK = 2**20
 FOLDER_FLAG = 0x10  # in a record's attributes
-ITEM_BYTES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2}
-ITEM_BYTES |= {"Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1}
-OPCODES = b"".join(
-    (
-        *(pickle.PROTO, pickle.STOP, pickle.MARK, pickle.GLOBAL, pickle.REDUCE, pickle.BINPERSID),
-        *(pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS),
-        *(pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS),
-        *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
-        *(pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET),
-        *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINFLOAT),
-        *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BINUNICODE),
-    )
+DTYPES = {"Double": torch.double, "Float": torch.float, "Half": torch.half, "Long": torch.long}
+DTYPES |= {"BFloat16": torch.bfloat16, "Int": torch.int, "Short": torch.short, "Bool": torch.bool}
+DTYPES |= {"Char": torch.int8, "Byte": torch.uint8}
+OPCODE_NAMES = (
+    "PROTO STOP MARK GLOBAL REDUCE BINPERSID NONE NEWTRUE NEWFALSE BINUNICODE LONG1 BINFLOAT "
+    "BININT BININT1 BININT2 EMPTY_DICT SETITEM SETITEMS EMPTY_LIST APPEND APPENDS "
+    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 BINPUT LONG_BINPUT BINGET LONG_BINGET"
 )
-
-
-@dataclass(frozen=True)
-class StorageKind:
-    """A placeholder for a class such as ``torch.FloatStorage``."""
-
-    item_bytes: int
+OPCODES = [getattr(pickle, name)[0] for name in OPCODE_NAMES.split()]
 
 
 @dataclass(frozen=True)
@@ -48,7 +38,7 @@ class Storage:
     """A placeholder for the numbers in one record of the file."""
 
     items: int
-    item_bytes: int
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -61,24 +51,23 @@ class DenseTensor:
 def vet(file: BinaryIO) -> None:
     """Check a file before ``torch.load``, using memory of a small multiple of its size.
 
-    Raises:
-        ValueError: if it contains anything but plain values and tensors with all their data.
-        Exception: of any kind, if it is damaged.
+    It raises ValueError if the file contains anything but plain values and tensors with all their
+    data, and an exception of any kind if it is damaged.
     """
     size = file.seek(0, io.SEEK_END)
     with ZipFile(file) as archive:
-        records = check_records(archive, size)
-        (pickled,) = [name for name in records if name.endswith("/data.pkl")]
-        if records[pickled] > MAX_PICKLE_BYTES:
-            raise ValueError("it contains too many values besides tensors")
+        check_records(archive, size)
+        (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         folder = pickled.removesuffix("data.pkl")
-        sizes = {name.removeprefix(folder): length for name, length in records.items()}
+        sizes = {r.filename.removeprefix(folder): r.file_size for r in archive.infolist()}
+        if sizes["data.pkl"] > MAX_PICKLE_BYTES:
+            raise ValueError("it contains too many values besides tensors")
         content = PlainUnpickler(archive.read(pickled), sizes).load()
     check_values(content, 2 * size)
 
 
-def check_records(archive: ZipFile, size: int) -> dict[str, int]:
-    """Return the size of each record in bytes, after checking its checksum.
+def check_records(archive: ZipFile, size: int) -> None:
+    """Check the records of a file of ``size`` bytes, and their checksums.
 
     Records must not be compressed, overlap or share a name, so that the size of the file bounds
     theirs, and all readers of zip files read the same.
@@ -95,47 +84,38 @@ def check_records(archive: ZipFile, size: int) -> dict[str, int]:
         raise ValueError("two of its records have the same name")
     if archive.comment or min((r.header_offset for r in records), default=1):
         raise ValueError("there is data before or after its records")
-    for record in records:
-        with archive.open(record) as content:  # the checksum is compared at the end
-            while content.read(CHUNK):
-                pass
-    return {record.filename: record.file_size for record in records}
+    if archive.testzip():  # reads all records, piece by piece
+        raise ValueError("the checksum of a record is wrong")
 
 
 class PlainUnpickler(pickle._Unpickler):
     """Unpickle what ``torch.save`` writes into plain values and placeholders.
 
     It extends the Python unpickler, whose memory is bounded by its input, unlike the one in C.
-
-    Args:
-        pickled: the bytes.
-        sizes: of the file's records, in bytes.
     """
 
-    def __init__(self, pickled: bytes, sizes: dict[str, int]) -> None:
+    def __init__(self, pickled: bytes, record_bytes: dict[str, int]) -> None:
         super().__init__(io.BytesIO(pickled))
-        self.sizes = sizes
+        self.record_bytes = record_bytes
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the placeholder for one of the few names that a checkpoint needs."""
+        """Return one of the few classes that a checkpoint needs; for storages, their dtype."""
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return dense_tensor
-        if module == "torch" and name.removesuffix("Storage") in ITEM_BYTES:
-            return StorageKind(ITEM_BYTES[name.removesuffix("Storage")])
+        if module == "torch" and name.removesuffix("Storage") in DTYPES:
+            return DTYPES[name.removesuffix("Storage")]
         raise ValueError(f"it contains {f'{module}.{name}'[:60]!r}, which is not a plain value")
 
     def persistent_load(self, pid: Any) -> Storage:
         """Return the placeholder for a storage, if all of it is in the file."""
-        storage, kind, key, location, items = pid
-        if storage != "storage" or type(kind) is not StorageKind or type(items) is not int:
+        _, dtype, key, _, items = pid
+        if type(dtype) is not torch.dtype or type(key) is not str or type(items) is not int:
             raise ValueError("the record of a tensor is not valid")
-        if type(key) is not str or type(location) is not str:
-            raise ValueError("the record of a tensor has no name")
-        if self.sizes.get(f"data/{key}") != items * kind.item_bytes:
+        if self.record_bytes.get(f"data/{key}") != items * dtype.itemsize:
             raise ValueError("the record of a tensor has the wrong length")
-        return Storage(items, kind.item_bytes)
+        return Storage(items, dtype)
 
     def build(self) -> None:
         """Ignore the attributes of a state dict, which are the versions of its modules."""
@@ -154,28 +134,23 @@ def dense_tensor(
     storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any
 ) -> DenseTensor:
     """Return the placeholder for a tensor, if all of it is in its storage."""
-    if type(storage) is not Storage or type(requires_grad) is not bool or hooks != {}:
-        raise ValueError("a tensor is not valid")
     numbers = (offset, *size, *stride)
+    if type(storage) is not Storage or hooks != {} or len(size) > MAX_DIMENSIONS:
+        raise ValueError("a tensor is not valid")
     if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
         raise ValueError("the shape of a tensor is not valid")
-    if len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
-        raise ValueError("a tensor has too many dimensions")
     items = math.prod(size)
     end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
     if items > storage.items or (items and end > storage.items):
         raise ValueError("a tensor is larger than its record")
-    return DenseTensor(items * storage.item_bytes)
+    return DenseTensor(items * storage.dtype.itemsize)
 
 
 def check_values(content: Any, max_bytes: int) -> None:
     """Check that a value consists of dicts, lists, tuples, plain values and placeholders.
 
-    Values may be shared, but not so often that visiting all of them would take too long.
-
-    Args:
-        content: of the file.
-        max_bytes: maximum size of all tensors together.
+    Values may be shared, but not so often that visiting all of them would take too long. All
+    tensors together may have ``max_bytes``.
     """
     pending: list[tuple[Any, int]] = [(content, 0)]
     values = n_bytes = 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nanogpt.generation.quantization import cache_dtype
-from nanogpt.generation.replay import CUDAGraphRecorder, GraphedStep, Step, trace, worth_tracing
+from nanogpt.generation.replay import GraphedStep, Step, record_cuda_graph, trace, worth_tracing
 from nanogpt.generation.sampling import SamplingRule, draw, next_probabilities
 from nanogpt.models import Model
 from nanogpt.models.kv_cache import Cache
@@ -23,18 +23,13 @@ Forward = Callable[[Tensor, Cache], Tensor]  # ids (B, T) and a cache to logits 
 def prefill(model: Forward, cache: Cache, rule: SamplingRule, ids: Tensor, u: Tensor) -> Tensor:
     """Read a whole window, ids (B, T), into an empty cache; draw the next ids, (B,)."""
     cache.set_length(0)
-    return _sample(model(ids, cache), rule, u)
+    return decode_step(model, cache, rule, ids, u)
 
 
 def decode_step(model: Forward, cache: Cache, rule: SamplingRule, ids: Tensor, u: Tensor) -> Tensor:
-    """Read one more position, ids (B, 1); draw the next ids, (B,)."""
-    assert ids.shape[1] == 1
-    return _sample(model(ids, cache), rule, u)
-
-
-def _sample(logits: Tensor, rule: SamplingRule, u: Tensor) -> Tensor:
-    """Draw ids (B,) from the logits (B, T, V) of the last position."""
-    return draw(next_probabilities(logits[:, -1].float(), rule), u)
+    """Read the next ids, (B, T); draw those that follow, (B,)."""
+    logits = model(ids, cache)[:, -1].float()  # (B, V), of the last position
+    return draw(next_probabilities(logits, rule), u)
 
 
 @torch.inference_mode()
@@ -71,7 +66,7 @@ def decode(
     forward: Forward = trace(model, cache, len(prompt)) if traced else model
     step: Step = partial(decode_step, forward, cache, rule)
     if prompt.device.type == "cuda":
-        step = GraphedStep(step, cache, CUDAGraphRecorder())
+        step = GraphedStep(step, cache, partial(record_cuda_graph, torch.cuda.graph_pool_handle()))
     window = prompt[:, -block_size:].long()  # (B, T)
     for i in range(max_new_tokens):
         is_full = window.shape[1] > block_size

@@ -135,7 +135,8 @@ def generate_many(
     called after each step with the number of characters drawn in it.
     """
     options, tokenizer = replace(options, **settings), text_model.tokenizer
-    batch_size = CPU_BATCH_SIZE if _device(text_model).type == "cpu" else GPU_BATCH_SIZE
+    on_cpu = next(text_model.model.parameters()).is_cpu
+    batch_size = CPU_BATCH_SIZE if on_cpu else GPU_BATCH_SIZE
     for first in range(0, num_samples, batch_size):
         n = min(batch_size, num_samples - first)
         filters, steps = [StopStringFilter(options.stop) for _ in range(n)], list[Tensor]()
@@ -162,14 +163,10 @@ def _decode(
     text_model: TextModel, prompt: str, options: GenerationOptions, first: int = 0, n: int = 1
 ) -> Iterator[Tensor]:
     """Yield the ids, (n,) per step, of the samples from number ``first``."""
-    start = start_ids(text_model.tokenizer, prompt).to(_device(text_model)).expand(n, -1)
-    u_stream = uniform_streams(options.seed, n, first, start.device)
-    model, length = text_model.model, options.max_new_tokens
-    return decode(model, start, length, options, u_stream, options.context)
-
-
-def _device(text_model: TextModel) -> torch.device:
-    return next(text_model.model.parameters()).device
+    model, device = text_model.model, next(text_model.model.parameters()).device
+    start = start_ids(text_model.tokenizer, prompt).to(device).expand(n, -1)
+    u_stream = uniform_streams(options.seed, n, first, device)
+    return decode(model, start, options.max_new_tokens, options, u_stream, options.context)
 
 
 def sample_text(model: Model, tokenizer: Tokenizer, max_new_tokens: int, seed: int) -> str:

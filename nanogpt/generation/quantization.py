@@ -17,7 +17,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def set_weights(model: Model, weights: Weights, device: str) -> Model:
     """Convert the weights of a model for sampling and move it to a device, in place.
 
-    The model can then only be used under ``torch.inference_mode``.
+    The model can then only be used under ``torch.inference_mode``. UserError is raised for weights
+    that are unknown, or that the device does not support.
 
     Args:
         model: in evaluation mode and float32, on the CPU; with the kernels installed for int8.
@@ -25,9 +26,6 @@ def set_weights(model: Model, weights: Weights, device: str) -> Model:
             and caches; ``int8``, on a CPU, replaces each linear by an ``Int8Linear``; ``auto`` is
             bf16 where it is fast, else fp32, and never int8, which is less accurate.
         device: ``cpu``, ``cuda``, …
-
-    Raises:
-        UserError: if ``weights`` is unknown, or int8 is not supported on the device.
     """
     if weights not in get_args(Weights):
         raise UserError(f"weights must be auto, fp32, bf16 or int8, not {weights}")
@@ -50,11 +48,7 @@ def cache_dtype(model: nn.Module) -> torch.dtype | None:
 
 
 def int8_engine(device: str) -> str:
-    """Return the name of PyTorch's fastest library for quantized linears on a device.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """Return PyTorch's fastest library for quantized linears, or raise UserError without one."""
     if torch.device(device).type != "cpu":
         raise UserError(f"int8 weights run on a CPU only, not on {device}: choose bf16 or fp32")
     for engine in ("x86", "onednn", "qnnpack"):

@@ -122,20 +122,17 @@ class GraphedStep:
         return drawn.clone()
 
 
-class CUDAGraphRecorder:
-    """Records functions as CUDA graphs that share one memory pool."""
+def record_cuda_graph(pool: Any, function: Callable[[], Tensor]) -> Replay:
+    """Record a function that only launches kernels; return a function that repeats them.
 
-    def __init__(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
+    Graphs that are never replayed at the same time can share a memory pool.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        result = function()
 
-    def __call__(self, function: Callable[[], Tensor]) -> Replay:
-        """Record a function that only launches kernels; return a function that repeats them."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            result = function()
+    def replay() -> Tensor:
+        graph.replay()
+        return result
 
-        def replay() -> Tensor:
-            graph.replay()
-            return result
-
-        return replay
+    return replay

@@ -18,7 +18,7 @@ STEPS_PER_DRAW = 64  # drawing the numbers of many steps in one call is faster
 
 @dataclass(frozen=True)
 class SamplingRule:
-    """How the next character is drawn.
+    """How the next character is drawn; raise UserError for a value out of range.
 
     Args:
         temperature: divides the logits; 1 samples from the model's distribution, lower values
@@ -27,10 +27,6 @@ class SamplingRule:
         top_p: only draw from the smallest set of most likely characters whose total probability is
             at least this, after temperature and ``top_k`` (nucleus sampling, Holtzman et al.,
             2020); None does not restrict.
-
-    Raises:
-        UserError: if ``temperature`` is negative or not finite, ``top_k`` is below 1, or ``top_p``
-            is not in (0, 1].
     """
 
     temperature: float = 1.0

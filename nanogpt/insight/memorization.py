@@ -1,6 +1,6 @@
 """How much of a model's samples is copied from its training text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 NGRAM_SIZE = 8  # characters: about a word and a half
@@ -26,29 +26,27 @@ def find_overlap(samples: list[str], text: str) -> Overlap:
     One pass over the text finds all occurrences of the samples' 8-grams. A longer common substring
     must start at one of them, so each further length only checks the remaining positions.
     """
-    length = NGRAM_SIZE
-    positions = find_ngrams(samples, text, length)
-    found = {text[i : i + length] for i in positions}
-    grams = [gram for sample in samples for gram in substrings(sample, length)]
+
+    def ngrams(n: int) -> list[str]:
+        """Return the n-grams of the samples."""
+        return [sample[i : i + n] for sample in samples for i in range(len(sample) - n + 1)]
+
+    def find(n: int, positions: Iterable[int]) -> list[int]:
+        """Return the positions in the text, of those given, at which such an n-gram starts."""
+        wanted = set(ngrams(n))
+        return [i for i in positions if text[i : i + n] in wanted]
+
+    n = NGRAM_SIZE
+    positions = find(n, range(len(text)))
+    found = {text[i : i + n] for i in positions}
+    grams = ngrams(n)
     novel = sum(gram not in found for gram in grams) / len(grams) if grams else None
-    while not positions and length > 1:  # no 8-gram in common: try shorter ones
-        length -= 1
-        positions = find_ngrams(samples, text, length)
+    while not positions and n > 1:  # no 8-gram in common: try shorter ones
+        n -= 1
+        positions = find(n, range(len(text)))
     longest = ""
     while positions:
-        longest = text[positions[0] : positions[0] + length]
-        length += 1
-        wanted = {gram for sample in samples for gram in substrings(sample, length)}
-        positions = [i for i in positions if text[i : i + length] in wanted]
+        longest = text[positions[0] : positions[0] + n]
+        n += 1
+        positions = find(n, positions)
     return Overlap(longest, novel)
-
-
-def find_ngrams(samples: list[str], text: str, n: int) -> list[int]:
-    """Return the positions in a text at which an n-gram of a sample starts, in order."""
-    wanted = {gram for sample in samples for gram in substrings(sample, n)}
-    return [i for i, gram in enumerate(substrings(text, n)) if gram in wanted]
-
-
-def substrings(text: str, length: int) -> Iterator[str]:
-    """Yield all substrings of ``length`` characters, in order."""
-    return (text[i : i + length] for i in range(len(text) - length + 1))

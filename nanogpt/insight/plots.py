@@ -2,9 +2,7 @@
 
 import io
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +95,8 @@ def plot_ladder(
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure to a PNG file atomically."""
     content = io.BytesIO()
-    with ignore_missing_glyphs():
-        figure.savefig(content, format="png", dpi=120)
+    figure.savefig(content, format="png", dpi=120)
     write_atomically(path, content.getbuffer())
-
-
-@contextmanager
-def ignore_missing_glyphs() -> Iterator[None]:
-    """Suppress the warnings for characters that the font lacks, which are drawn as boxes."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
 
 
 def _plot_losses(axes: Axes, history: Sequence[Losses], reference: Sequence[Losses]) -> None:

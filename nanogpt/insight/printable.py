@@ -14,12 +14,9 @@ def printable(character: str) -> str:
     """
     if character in SYMBOLS:
         return SYMBOLS[character]
-    if category(character) not in UNPRINTABLE:
-        return character
-    code = ord(character)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    if category(character) in UNPRINTABLE:
+        return character.encode("unicode_escape").decode()
+    return character
 
 
 def printable_line(text: str) -> str:

@@ -9,8 +9,6 @@ import torch
 
 import nanogpt
 
-LIBRARIES = ("torch", "lightning")
-
 
 def git_state() -> str:
     """Return the commit of this code, with ``-dirty`` if the work tree differs from it."""
@@ -25,22 +23,17 @@ def git_state() -> str:
 
 def versions() -> str:
     """Return the versions of nanogpt, Python and the libraries that results depend on."""
-    libraries = [f"{name} {version(name)}" for name in LIBRARIES]
-    return ", ".join(
-        [f"nanogpt {nanogpt.__version__}", f"Python {platform.python_version()}", *libraries]
-    )
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning"))
+    return f"nanogpt {nanogpt.__version__}, Python {platform.python_version()}, {libraries}"
 
 
 def machine(device: torch.device) -> str:
     """Return the name of a device and, for a CPU, the number of threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
+    lines = cpuinfo.read_text("utf-8", "replace").splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = models[0] if models else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"{device.type} ({name}, {threads} thread{'s' if threads > 1 else ''})"

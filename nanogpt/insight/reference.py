@@ -45,16 +45,20 @@ def best_losses(history: Sequence[Losses]) -> Losses:
     return min(trained or history, key=lambda losses: losses.val)
 
 
+def loss_table(history: Sequence[Losses]) -> str:
+    """Return a table of evaluations."""
+    rows = [f"{losses.step:6d} {losses.train:8.4f} {losses.val:8.4f}" for losses in history]
+    return "\n".join(["  step    train      val", *rows])
+
+
 def comparison_table(run: Sequence[Losses], reference: Sequence[Losses]) -> str:
     """Return a table of the steps at which both were evaluated; "" if there are none."""
     expected = {losses.step: losses for losses in reference}
-    pairs = [(losses, expected[losses.step]) for losses in run if losses.step in expected]
-    if not pairs:
-        return ""
-    lines = ["  step    train  reference      val  reference  difference"]
-    for ours, ref in pairs:
-        lines.append(
-            f"{ours.step:6d} {ours.train:8.4f} {ref.train:10.4f} {ours.val:8.4f} {ref.val:10.4f}"
-            f" {ours.val - ref.val:+11.4f}"
-        )
-    return "\n".join(lines)
+    rows = [
+        f"{ours.step:6d} {ours.train:8.4f} {ref.train:10.4f} {ours.val:8.4f} {ref.val:10.4f}"
+        f" {ours.val - ref.val:+11.4f}"
+        for ours in run
+        if (ref := expected.get(ours.step))
+    ]
+    titles = "  step    train  reference      val  reference  difference"
+    return "\n".join([titles, *rows]) if rows else ""

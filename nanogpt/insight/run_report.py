@@ -1,5 +1,6 @@
 """The report of a finished run: ``card.md``, ``curves.png`` and further TensorBoard events."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,11 @@ from nanogpt.generation.generate import GenerationOptions, TextModel, generate_m
 from nanogpt.insight.attention_maps import SENTENCE, attention_maps
 from nanogpt.insight.loss_by_position import bin_means, loss_by_position
 from nanogpt.insight.memorization import find_overlap
-from nanogpt.insight.model_card import ModelCard
+from nanogpt.insight.model_card import render_card
 from nanogpt.insight.ngrams import NGram
-from nanogpt.insight.plots import ignore_missing_glyphs, plot_attention, plot_curves, save_figure
+from nanogpt.insight.plots import plot_attention, plot_curves, save_figure
 from nanogpt.insight.printable import printable
-from nanogpt.insight.reference import Losses, best_losses, comparison_table
+from nanogpt.insight.reference import Losses, best_losses, comparison_table, loss_table
 from nanogpt.models import Model
 from nanogpt.runs import Run
 from nanogpt.text.tokenizer import Tokenizer
@@ -48,10 +49,7 @@ def write_report(
 ) -> None:
     """Write the card, the plot of the losses and further TensorBoard events to the run folder.
 
-    Args:
-        finished: the run.
-        facts: about the run, by name.
-        settings: the settings that differ from their defaults, by full name.
+    The card lists ``facts`` about the run and the ``settings`` that differ from their defaults.
     """
     folder, tokenizer = finished.run.folder, finished.tokenizer
     train_text, val_text = finished.text[: finished.n_train], finished.text[finished.n_train :]
@@ -62,20 +60,17 @@ def write_report(
     text_model = TextModel(finished.model, tokenizer)
     options = GenerationOptions(max_new_tokens=SAMPLE_CHARACTERS, seed=finished.seed)
     samples = list(generate_many(text_model, SAMPLES, options=options))
-    val_excerpts = evenly_spaced_excerpts(val_text)
-    card = ModelCard(
-        title=folder.name,
-        facts=facts,
-        history=finished.history,
-        comparison=comparison_table(finished.history, finished.reference),
-        ngrams=finished.ngrams,
-        samples=samples,
-        overlap=find_overlap(samples, train_text),
-        val_excerpts=val_excerpts,
-        val_overlap=find_overlap(val_excerpts, train_text),
-        settings=settings,
-    )
-    write_atomically(folder / "card.md", card.markdown().encode(errors="replace"))
+    compared = {
+        f"characters in {SAMPLES} samples": samples,
+        "characters of the val split, in such excerpts": evenly_spaced_excerpts(val_text),
+    }
+    overlaps = {
+        f"{sum(map(len, texts)):,} {name}": find_overlap(texts, train_text)
+        for name, texts in compared.items()
+    }
+    losses = comparison_table(finished.history, finished.reference) or loss_table(finished.history)
+    card = render_card(folder.name, facts, losses, finished.ngrams, overlaps, samples[0], settings)
+    write_atomically(folder / "card.md", card.encode(errors="replace"))
     known = set(SENTENCE) <= set(tokenizer.vocabulary)
     sentence = SENTENCE if known else val_text[: len(SENTENCE)]
     log_to_tensorboard(finished, by_position, sentence[: finished.model.block_size])
@@ -98,7 +93,7 @@ def log_to_tensorboard(finished: FinishedRun, by_position: Tensor, sentence: str
             writer.add_scalar("loss_by_position/val", loss, round(position))
         ids = tokenizer.encode(sentence).long().to(next(model.parameters()).device)
         characters = [printable(character) for character in sentence]
-        with ignore_missing_glyphs():
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # missing glyphs
             for layer, maps in enumerate(attention_maps(model, ids), 1):
                 figure = plot_attention(maps, characters, f"layer {layer}")
                 writer.add_figure(f"attention/layer_{layer}", figure, step)

@@ -40,8 +40,10 @@ def surprisal(model: nn.Module, start_id: int, ids: Tensor, k: int = 5) -> Surpr
     device = next(model.parameters()).device
     block_size: int = model.block_size  # type: ignore[assignment]
     sequence = torch.cat([ids.new_tensor([start_id]), ids])  # (N + 1)
-    starts, n_new = overlapping_windows(len(ids), block_size)  # (W) each
     length = min(block_size, len(ids))
+    last, shift = len(ids) - length, (block_size + 1) // 2
+    starts = torch.arange(0, last + shift, shift).clamp(max=last)  # (W); the text ends the last one
+    n_new = starts.diff(prepend=torch.tensor([-length]))  # (W), targets that no earlier one has
     steps = torch.arange(length)
     inputs, targets = (part.unfold(0, length, 1) for part in (sequence[:-1], ids))
     parts = []
@@ -54,17 +56,3 @@ def surprisal(model: nn.Module, start_id: int, ids: Tensor, k: int = 5) -> Surpr
         nats = -log_probs.gather(1, target[:, None])[:, 0]
         parts.append([part.cpu() for part in (nats, likely.int(), top.exp())])
     return Surprisal(*(torch.cat(part) for part in zip(*parts, strict=True)))
-
-
-def overlapping_windows(n_targets: int, block_size: int) -> tuple[Tensor, Tensor]:
-    """Lay out windows that overlap by half; the last one is moved back to end with the text.
-
-    Returns:
-        The start of each window, and the number of targets at its end that no earlier window
-        contains, (W,) each. A window has ``min(block_size, n_targets)`` targets.
-    """
-    length = min(block_size, n_targets)
-    starts = torch.arange(0, n_targets - length + 1, (block_size + 1) // 2)  # (W)
-    if starts[-1] < n_targets - length:
-        starts = torch.cat([starts, torch.tensor([n_targets - length])])
-    return starts, starts.diff(prepend=torch.tensor([-length]))

@@ -125,13 +125,12 @@ class AblatedGPT(GPT):
             self.blocks = nn.ModuleList(ChainedBlock(gpt) for _ in range(config.n_layer))
         for block in self.blocks:
             if "mean" in parts:
-                block.register_module("attn", CausalMean())
+                block.attn = CausalMean()
             elif "residual" not in parts:
                 block.attn.register_module("out_proj", nn.Identity())  # type: ignore[union-attr]
             if "feed_forward" not in parts:
-                block.register_module("mlp", nn.Identity())
+                block.mlp = nn.Identity()
             if "norm" not in parts:
-                block.register_module("ln_1", nn.Identity())
-                block.register_module("ln_2", nn.Identity())
+                block.ln_1 = block.ln_2 = nn.Identity()
         if "norm" not in parts:
             self.register_module("ln_f", nn.Identity())

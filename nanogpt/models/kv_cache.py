@@ -10,25 +10,25 @@ from torch import Tensor
 class ShiftCache:
     """The inputs of a token-shift layer at every position so far, zero-padded at the start.
 
-    It keeps all positions rather than the last ``n``, so that its length can be set back.
+    It keeps all positions rather than the last two, so that its length can be set back.
 
     Args:
         size: the most positions it can hold: the model's ``block_size``.
-        n: how many previous positions ``append`` returns.
     """
 
-    def __init__(self, size: int, n: int = 2) -> None:
-        self.size, self.n, self.length = size, n, 0
-        self.buffer: Tensor | None = None  # (B, n + size, C); the first n positions are zeros
+    def __init__(self, size: int) -> None:
+        self.size, self.length = size, 0
+        self.buffer: Tensor | None = None  # (B, 2 + size, C); the first two positions are zeros
 
     def append(self, x: Tensor) -> Tensor:
-        """Add inputs (B, T, C); return them preceded by the last ``n``, (B, n + T, C)."""
+        """Add inputs (B, T, C); return them preceded by the last two, (B, 2 + T, C)."""
+        B, T, C = x.shape
         if self.buffer is None:
-            self.buffer = x.new_zeros(x.shape[0], self.n + self.size, x.shape[2])
-        assert len(x) == len(self.buffer), "a cache belongs to one batch"
-        start, self.length = self.length, self.length + x.shape[1]
-        self.buffer.narrow(1, self.n + start, x.shape[1]).copy_(x)
-        return self.buffer.narrow(1, start, self.n + x.shape[1])
+            self.buffer = x.new_zeros(B, 2 + self.size, C)
+        assert len(self.buffer) == B, "a cache belongs to one batch"
+        start, self.length = self.length, self.length + T
+        self.buffer.narrow(1, 2 + start, T).copy_(x)
+        return self.buffer.narrow(1, start, 2 + T)
 
 
 class LayerCache:

@@ -197,11 +197,7 @@ class ModernGPT(nn.Module):
         return Cache(self.block_size, len(self.blocks), dtype)
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Map ids (B, T) to logits (B, T, V), continuing from the cache and extending it.
-
-        Raises:
-            ValueError: if cache and ids together exceed ``block_size``.
-        """
+        """Map ids (B, T) to logits (B, T, V), continuing from the cache and extending it."""
         positions = positions_from(cache.length if cache else 0, ids, self.block_size)
         if self.training and self.token_noise:
             ids = corrupt_tokens(ids, self.token_noise, self.vocab_size)

@@ -26,11 +26,7 @@ MAX_LAYERS = 1_000  # each takes time and memory, even if it has no weights
 
 
 def config_class(architecture: str) -> type[Any]:
-    """Return the config dataclass of an architecture.
-
-    Raises:
-        UserError: if there is no such architecture.
-    """
+    """Return the config dataclass of an architecture; raise UserError if there is none."""
     if architecture not in ARCHITECTURES:
         raise UserError(f"no architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[architecture][0]
@@ -39,9 +35,7 @@ def config_class(architecture: str) -> type[Any]:
 def build_config(architecture: str, settings: Mapping[str, Any]) -> Any:
     """Build the config of an architecture; a setting of None takes its default.
 
-    Raises:
-        UserError: if the architecture does not exist or has no such setting, or if a value is of
-            the wrong type or out of range.
+    Raises UserError if there is no such architecture or setting, or if a value is not valid.
     """
     cls = config_class(architecture)
     given = {name: value for name, value in settings.items() if value is not None}
@@ -72,7 +66,7 @@ def build_model(architecture: str, vocab_size: int, **settings: Any) -> Model:
     config = build_config(architecture, settings)
     try:
         model: Model = ARCHITECTURES[architecture][1](vocab_size, config)
-    except (RuntimeError, OverflowError, TypeError) as error:  # what torch raises for sizes beyond memory
+    except (RuntimeError, OverflowError, TypeError) as error:  # of torch, for sizes beyond memory
         raise UserError(
             "a model with these settings is too large for this machine: lower n_embd, n_head, "
             "head_size or block_size"

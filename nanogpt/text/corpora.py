@@ -79,11 +79,7 @@ def load_corpus(
 
 
 def read_corpus(path: Path, encoding: str = "utf-8") -> Corpus:
-    """Read a text file.
-
-    Raises:
-        UserError: if it cannot be read, is empty, or is not text in that encoding.
-    """
+    """Read a text file; raise UserError if that fails, or if it is empty."""
     hint = f"--data.corpus takes the path of a text file or one of {', '.join(BUILT_IN)}"
     raw = read_file(str(path), "the corpus", hint)
     text = decode_text(raw, encoding, f"the corpus {str(path)!r}", "--data.encoding")
@@ -94,10 +90,7 @@ def find_tiny_shakespeare() -> Path | None:
     """Return the path of the first copy in the folders below, or None.
 
     Searches ``$NANOGPT_DATA_DIR``, ``data/`` and the user's cache folder, and skips files that
-    cannot be read.
-
-    Raises:
-        UserError: if a copy has another checksum.
+    cannot be read. Raises UserError if a copy has another checksum.
     """
     folders = [Path("data"), cache_folder()]
     if data_dir := os.environ.get("NANOGPT_DATA_DIR"):

@@ -7,15 +7,12 @@ from nanogpt.errors import UserError
 
 
 def read_file(path: str, name: str, hint: str) -> bytes:
-    """Return the bytes of a file.
+    """Return the bytes of a file; raise UserError if it does not exist or cannot be read.
 
     Args:
         path: of a regular file; reading a FIFO or a device might never end.
         name: what to call the file in an error message, such as ``the corpus``.
         hint: the end of the error message: the option to pass and the values it takes.
-
-    Raises:
-        UserError: if there is no such file or it cannot be read.
     """
     try:
         if not Path(path).is_file():
@@ -29,11 +26,9 @@ def read_file(path: str, name: str, hint: str) -> bytes:
 def decode_text(raw: bytes, encoding: str, name: str, option: str) -> str:
     r"""Decode the bytes of a text.
 
-    Removes a byte order mark and converts line endings to ``\n``. Error messages contain ``name``,
-    the text's, and ``option``, which sets the encoding.
-
-    Raises:
-        UserError: if the text is empty or not in that encoding, or the encoding is unknown.
+    Removes a byte order mark and converts line endings to ``\n``. Raises UserError if the text is
+    empty or not in that encoding, with ``name``, the text's, and ``option``, which sets the
+    encoding.
     """
     try:
         text = raw.decode(encoding)
@@ -52,16 +47,13 @@ def decode_text(raw: bytes, encoding: str, name: str, option: str) -> str:
 
 
 def read_text(path: str, encoding: str, name: str, option: str) -> tuple[str, str]:
-    """Return the name and the text of a file, or of standard input for ``-``.
+    """Return the name and the text of a file, or of standard input for ``-``, or raise UserError.
 
     Args:
         path: of the file.
         encoding: of its text.
         name: what to call the text in an error message, such as ``the prompt``.
         option: the option that takes the path.
-
-    Raises:
-        UserError: if there is no such file, it is empty, or it is not text in that encoding.
     """
     if path == "-":
         path_name, raw = "standard input", sys.stdin.buffer.read()

@@ -8,6 +8,7 @@ predictor on each character. The words, names and rules were written for this pr
 import functools
 import math
 from bisect import bisect
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -16,7 +17,6 @@ LENGTH = 1_100_000  # characters, about as many as tiny Shakespeare; then the sp
 SEED = 1623
 
 Choice = tuple[str, int, str]  # spelling, weight, next state
-Node = dict[str, tuple[float, "Node"]]  # next character -> its loss in nats, next node
 Rule = tuple[int, str, str]  # weight, words, name of their endings or of the next state
 
 
@@ -117,20 +117,25 @@ class Source:
         Raises:
             ValueError: if the source cannot generate the text.
         """
-        roots: dict[str, Node] = {state: {} for state in self.choices}
+        weights: Counter[tuple[str, str]] = Counter()  # of the tokens of a state with a prefix
+        targets = {}  # the next state, by state and token
         for state, choices in self.choices.items():
-            _build_trie(roots[state], choices, 0, roots)
+            for token, weight, target in choices:
+                targets[state, token] = target
+                for end in range(len(token) + 1):
+                    weights[state, token[:end]] += weight
         losses = []
-        node = roots[self.start]
+        read = self.start, ""  # the state, and the token as far as it has been read
         for position, character in enumerate(text):
-            if character not in node:
+            longer = read[0], read[1] + character
+            if longer not in weights:
                 raise ValueError(
                     f"{character!r} at position {position} cannot follow "
                     f"{text[max(0, position - 20) : position]!r}; pass a text that this source "
                     "generated, from its start"
                 )
-            loss, node = node[character]
-            losses.append(loss)
+            losses.append(math.log(weights[read] / weights[longer]))
+            read = (targets[longer], "") if longer in targets else longer
         return losses
 
 
@@ -145,21 +150,6 @@ def splitmix64(seed: int) -> Iterator[int]:
         mixed = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) & mask
         mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
         yield mixed ^ (mixed >> 31)
-
-
-def _build_trie(
-    node: Node, choices: tuple[Choice, ...], depth: int, roots: dict[str, Node]
-) -> None:
-    """Fill a node with the characters at ``depth`` of tokens that have the same prefix."""
-    total = sum(weight for _, weight, _ in choices)
-    for character in dict.fromkeys(token[depth] for token, _, _ in choices):
-        sharing = tuple(choice for choice in choices if choice[0][depth] == character)
-        child: Node = {}
-        if len(sharing[0][0]) == depth + 1:  # tokens are prefix-free, so there is only this one
-            child = roots[sharing[0][2]]
-        else:
-            _build_trie(child, sharing, depth + 1, roots)
-        node[character] = math.log(total / sum(weight for _, weight, _ in sharing)), child
 
 
 # The last word determines the state: each word has one part of speech, a capital letter starts a

@@ -1,1 +1,1 @@
-"""Training with Lightning: the only room that imports it."""
+"""Training: the only package that imports Lightning."""

@@ -48,16 +48,16 @@ class RunRecorder(Callback):
     Args:
         save_config: writes the whole config to a path, after the model and the data are built.
         print_header: prints the lines before training.
-        saver: of checkpoints; None to save none.
         same_folder: whether the run resumes in the folder of its earlier part.
+        saver: of checkpoints; None to save none.
     """
 
     def __init__(
         self,
         save_config: Callable[[Path], object],
         print_header: Callable[[L.Trainer, LanguageModel, CharDataModule], None],
-        saver: CheckpointSaver | None = None,
         same_folder: bool = False,
+        saver: CheckpointSaver | None = None,
     ) -> None:
         self.save_config, self.print_header = save_config, print_header
         self.saver, self.same_folder = saver, same_folder

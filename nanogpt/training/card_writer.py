@@ -1,10 +1,9 @@
 """Writes the report of a finished run: its card, plots and further TensorBoard events."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import lightning as L
+from jsonargparse import Namespace
 
 from nanogpt.generation.checkpoint import Checkpoint
 from nanogpt.insight import provenance
@@ -14,6 +13,7 @@ from nanogpt.notices import notice
 from nanogpt.runs import Run
 from nanogpt.training.callbacks import RunRecorder
 from nanogpt.training.datamodule import CharDataModule
+from nanogpt.training.run_config import changed_settings
 
 
 def write_card(
@@ -21,18 +21,13 @@ def write_card(
     data: CharDataModule,
     recorder: RunRecorder,
     checkpoint: Checkpoint,
-    reference: str | None,
-    settings: Mapping[str, Any],
+    settings: Namespace,
+    defaults: Namespace,
 ) -> None:
     """Write the report of a finished run to its folder and print the path.
 
-    Args:
-        trainer: of the run.
-        data: of the run.
-        recorder: of the run.
-        checkpoint: the best checkpoint of the run.
-        reference: name of the reference curve, which is compared if the corpus is the same.
-        settings: those that differ from their defaults, by full name.
+    The best checkpoint is ``checkpoint``. The card lists the settings that differ from the
+    defaults, and the reference curve if the corpus is the same.
     """
     from nanogpt.insight import run_report  # matplotlib is slow to import: print the result first
 
@@ -45,14 +40,15 @@ def write_card(
         text=data.corpus.text,
         n_train=len(data.splits["train"]),
         history=recorder.history,
-        reference=reference_curve(reference, data.corpus.sha256),
+        reference=reference_curve(settings.reference, data.corpus.sha256),
         ngrams=data.ngrams,
         seed=data.seed,
     )
     architecture = checkpoint.settings["architecture"]
     facts = {"parameters": f"{count_parameters(model):,} ({architecture})"}
     try:
-        run_report.write_report(finished, facts | run_facts(trainer, data, recorder), settings)
+        facts |= run_facts(trainer, data, recorder)
+        run_report.write_report(finished, facts, changed_settings(settings, defaults))
     except OSError as error:
         notice(f"the run is complete and saved, but its card could not be written: {error}")
     else:

@@ -99,11 +99,7 @@ def print_result(
 ) -> None:
     """Print the best val loss, the comparison with the reference, a sample and the run's files.
 
-    Args:
-        data: of the run.
-        history: the evaluations.
-        reference: name of the reference curve to compare with.
-        checkpoint: the best checkpoint, if one was saved.
+    The sample and the files need ``checkpoint``, the best one, if the run has saved any.
     """
     if any(losses.step for losses in history):
         best = best_losses(history)

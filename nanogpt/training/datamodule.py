@@ -37,9 +37,6 @@ class CharDataModule(L.LightningDataModule):
         block_size: number of characters in a window: that of the model.
         seed: of the windows: that of the run.
         vocabulary: of the model, if it is known; null takes that of the corpus.
-
-    Raises:
-        UserError: if a setting is out of range.
     """
 
     def __init__(
@@ -70,13 +67,9 @@ class CharDataModule(L.LightningDataModule):
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
     def restore_corpus(self, saved: dict[str, str | None]) -> None:
-        """Load the corpus that a checkpoint was trained on.
+        """Load the corpus of a checkpoint's ``state_dict``; a notice says if the text differs.
 
-        If another corpus had to replace the configured one, it replaces it again. If the texts
-        differ, a notice says so.
-
-        Args:
-            saved: the ``state_dict`` in the checkpoint.
+        If another corpus replaced the configured one in training, it replaces it again.
         """
         name = saved.get("name")
         if name and saved.get("stands_in_for") == self.corpus_name:
@@ -88,11 +81,8 @@ class CharDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, str | None]:
         """Return the identity of the corpus, for checkpoints."""
         corpus = self.corpus
-        return {
-            "name": corpus.name,
-            "sha256": corpus.sha256,
-            "stands_in_for": corpus.stands_in_for,
-        }
+        identity = {"name": corpus.name, "sha256": corpus.sha256}
+        return identity | {"stands_in_for": corpus.stands_in_for}
 
     def prepare_data(self) -> None:
         """Download the corpus if needed; Lightning calls this on one process per machine."""
@@ -118,8 +108,8 @@ class CharDataModule(L.LightningDataModule):
             if len(split) <= self.block_size:
                 raise UserError(
                     f"the {name} split has {len(split):,} characters, but a window and its "
-                    f"targets need {self.block_size + 1:,}: use a longer text, a smaller --model.block_size or "
-                    "another --data.val_fraction"
+                    f"targets need {self.block_size + 1:,}: use a longer text, a smaller "
+                    "--model.block_size or another --data.val_fraction"
                 )
 
     @property
@@ -136,11 +126,7 @@ class CharDataModule(L.LightningDataModule):
         return evaluate_ngrams(self.splits["train"], self.splits["val"], vocab_size)
 
     def check_batch_size(self, trainer: L.Trainer) -> None:
-        """Check that the batch of a step can be divided among devices and micro-batches.
-
-        Raises:
-            UserError: if it cannot.
-        """
+        """Raise a ``UserError`` if devices and micro-batches do not divide the batch size."""
         devices, micro_batches = trainer.world_size, trainer.accumulate_grad_batches
         if self.batch_size % (devices * micro_batches):
             raise UserError(

@@ -21,12 +21,7 @@ from nanogpt.training.lightning_module import Loss, next_character_loss
 
 
 def build_loss(teachers: Sequence[str], data: CharDataModule, device: torch.device) -> Loss:
-    """Return the training loss: that of the text or, with teachers, that of distillation.
-
-    Args:
-        teachers: paths of their checkpoints.
-        data: the data module, after ``setup``.
-        device: the training device.
+    """Return the training loss: that of the text or, with paths of teachers, of distillation.
 
     Raises:
         UserError: if a checkpoint is not suitable as a teacher.

@@ -1,10 +1,8 @@
 """Settings that depend on the hardware: precision, threads and memory."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from lightning.pytorch.profilers import PassThroughProfiler
 
 from nanogpt.errors import UserError
 from nanogpt.hardware import fast_bf16, keep_memory
@@ -28,16 +26,10 @@ def configure_process() -> None:
 
 
 def choose_precision(precision: str, device: str) -> tuple[str, str | None]:
-    """Replace ``bf16-mixed`` where bf16 is not fast.
+    """Return the precision to use on a device type, and the reason if it is not the given one.
 
-    GPUs with tensor cores but without bf16 units (compute capability 7.x) get ``16-mixed``, all
-    other devices ``32-true``.
-
-    Args:
-        precision: as configured; others than ``bf16-mixed`` are returned unchanged.
-        device: device type: ``cuda``, ``cpu``, ``mps``, …
-
-    Returns: the precision to use, and the reason if it was replaced.
+    Where bf16 is not fast, ``bf16-mixed`` is replaced: by ``16-mixed`` on GPUs with tensor cores
+    (compute capability 7.x), and by ``32-true`` on all other devices.
     """
     if precision != "bf16-mixed" or fast_bf16(device):
         return precision, None
@@ -62,16 +54,6 @@ def check_memory(n_bytes: int) -> None:
             f"{memory / 2**30:,.0f}: make --model.n_embd, --model.n_layer or --model.block_size "
             "smaller"
         )
-
-
-class NoProfiler(PassThroughProfiler):
-    """Profiles nothing at a lower cost: Lightning enters a profiler some fifty times a step."""
-
-    nothing: AbstractContextManager[None] = nullcontext()
-
-    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
-        """Return the same context each time, instead of running a generator."""
-        return self.nothing
 
 
 def limit_threads(flop_per_step: float) -> None:

@@ -1,6 +1,5 @@
 """The LightningCLI of ``fit`` and ``validate``."""
 
-import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable
@@ -13,7 +12,6 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -22,21 +20,19 @@ from nanogpt import kernels
 from nanogpt.atomic import write_atomically
 from nanogpt.errors import Interrupted, UserError
 from nanogpt.generation.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
-from nanogpt.notices import notice, program
+from nanogpt.notices import program
 from nanogpt.option_errors import explain
 from nanogpt.runs import Run
-from nanogpt.training import console, hardware_settings, options
+from nanogpt.training import console, hardware_settings, options, trainer_parts
 from nanogpt.training.callbacks import RunRecorder
 from nanogpt.training.card_writer import write_card
-from nanogpt.training.checkpoint_saver import AtomicCheckpointIO, CheckpointSaver
 from nanogpt.training.compiled import compiled_loss
 from nanogpt.training.datamodule import CharDataModule
 from nanogpt.training.distillation import build_loss
 from nanogpt.training.lightning_module import LanguageModel
 from nanogpt.training.log_filter import filtered_logs
-from nanogpt.training.progress_bar import StepBar
 from nanogpt.training.resume import ResumePoint, find_resume_point
-from nanogpt.training.run_config import changed_settings, config_differences, prepend_run_config
+from nanogpt.training.run_config import notice_differences, prepend_run_config
 from nanogpt.training.run_lock import lock_folder
 
 
@@ -55,8 +51,8 @@ class CLI(LightningCLI):
         self.checkpoint: Checkpoint | None = None
         self.resume_point: ResumePoint | None = None
         if not {"-h", "--help"} & set(argv):
-            argv, checkpoint = prepend_run_config(command, argv)
-            self._set_checkpoint(checkpoint)
+            argv, self.checkpoint = prepend_run_config(command, argv)
+            self.modified_ns = self.checkpoint.path.stat().st_mtime_ns if self.checkpoint else 0
         with warnings.catch_warnings(), filtered_logs(), ExitStack() as self.locks:
             super().__init__(
                 LanguageModel,
@@ -74,11 +70,6 @@ class CLI(LightningCLI):
                 },
                 trainer_defaults=options.TRAINER_DEFAULTS,
             )
-
-    def _set_checkpoint(self, checkpoint: Checkpoint | None) -> None:
-        if checkpoint:
-            self.checkpoint = checkpoint
-            self.modified_ns = checkpoint.path.stat().st_mtime_ns
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return only the current command: building a parser takes a tenth of a second."""
@@ -114,29 +105,26 @@ class CLI(LightningCLI):
             options.check_steps(settings)
             settings.teachers = [options.find_teacher(given) for given in settings.teachers]
             if settings.ckpt_path and not self.checkpoint:  # set in a config
-                self._set_checkpoint(load_checkpoint(settings.ckpt_path, of_folder="last"))
-            self._find_resume_point()
+                self.checkpoint = load_checkpoint(settings.ckpt_path, of_folder="last")
+                self.modified_ns = self.checkpoint.path.stat().st_mtime_ns
+            if self.checkpoint:
+                point = find_resume_point(self.checkpoint, self.modified_ns, settings.trainer)
+                self.resume_point, self.checkpoint = point, None  # frees its memory
+                if point.run:
+                    saved = point.run.config.read_text(encoding="utf-8")
+                    notice_differences(saved, self.dump(settings), self.dump(self._defaults()))
         elif settings.trainer.limit_val_batches == 0:
             raise UserError("validate needs an evaluation: leave --trainer.limit_val_batches out")
         settings.data.seed = int(settings.seed_everything)  # a bool has become a number
         settings.data.vocabulary = settings.model.vocabulary
         hardware_settings.configure_process()
 
-    def _find_resume_point(self) -> None:
-        if not self.checkpoint:
-            return
-        point = find_resume_point(self.checkpoint, self.modified_ns, self.settings.trainer)
-        self.resume_point, self.checkpoint = point, None  # frees its memory
-        if point.run:
-            parser = self._parser(self.command)
-            defaults = parser.dump(parser.get_defaults(), skip_none=False)
-            saved = point.run.config.read_text(encoding="utf-8")
-            for line in config_differences(saved, self.dump(), defaults):
-                notice(line)
+    def _defaults(self) -> Namespace:
+        return options.default_settings(self._parser(self.command), self.settings)
 
-    def dump(self) -> str:
-        """Return all settings as YAML, to repeat the run from its start."""
-        settings = self.settings.clone()
+    def dump(self, settings: Namespace) -> str:
+        """Return settings as YAML, to repeat the run from its start."""
+        settings = settings.clone()
         settings.ckpt_path = settings.data.vocabulary = None
         return self._parser(self.command).dump(settings, skip_none=False)
 
@@ -148,49 +136,22 @@ class CLI(LightningCLI):
             raise UserError(explain(str(error), ())) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Build the trainer with this project's logger, callbacks and plugins."""
-        config = self.config_init[self.command].trainer
-        # Lightning counts micro-batches here
+        """Build the trainer with the configured parts and this project's own."""
+        config = self.config_init[self.command].trainer  # config.yaml keeps the configured ones
+        trainer_parts.replace_slow_precision(config)
         if self.command == "fit":
-            config.val_check_interval *= config.accumulate_grad_batches
-        # config.yaml keeps the configured precision, for other machines
-        device = hardware_settings.device_type(config.accelerator)
-        precision = config.precision or "32-true"
-        config.precision, reason = hardware_settings.choose_precision(precision, device)
-        if reason:
-            notice(reason)
-        if self.command == "fit":
-            self._add_trainer_parts(config)
+            if config.logger in (None, True):
+                config.logger = self.build_logger(config.default_root_dir or ".")
+            self.recorder = RunRecorder(
+                # parser.save would change the working directory while TensorBoard writes
+                lambda path: write_atomically(path, self.dump(self.settings).encode()),
+                self.print_header,
+                same_folder=bool(self.resume_point and self.resume_point.run),
+            )
+            trainer_parts.add_fit_parts(config, self.recorder, self.title)
         else:
             config.logger = config.enable_checkpointing = config.enable_progress_bar = False
         return super().instantiate_trainer(**kwargs)
-
-    def _add_trainer_parts(self, config: Namespace) -> None:
-        """Add the logger, the callbacks and the plugins of ``fit``."""
-        if config.logger in (None, True):
-            config.logger = self.build_logger(config.default_root_dir or ".")
-        if config.logger is False:
-            notice("no logger: this run leaves no folder, no curves and no checkpoint")
-            config.enable_checkpointing = False
-        config.callbacks = _as_list(config.callbacks)
-        saver = None if config.enable_checkpointing is False else CheckpointSaver()
-        # without this Lightning adds a ModelCheckpoint
-        config.enable_checkpointing = any(
-            isinstance(callback, CheckpointCallback) for callback in config.callbacks
-        )
-        self.recorder = RunRecorder(
-            # parser.save would change the working directory while TensorBoard writes
-            lambda path: write_atomically(path, self.dump().encode()),
-            self.print_header,
-            saver,
-            same_folder=bool(self.resume_point and self.resume_point.run),
-        )
-        config.callbacks.append(self.recorder)
-        config.enable_progress_bar = config.enable_progress_bar is not False and sys.stderr.isatty()
-        if config.enable_progress_bar:
-            config.callbacks.append(StepBar(self.title))
-        config.profiler = config.profiler or hardware_settings.NoProfiler()
-        config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
 
     def build_logger(self, root: str) -> TensorBoardLogger:
         """Return the logger of a resumed run, or of a new ``lightning_logs/version_N``."""
@@ -247,11 +208,9 @@ class CLI(LightningCLI):
 
     def write_card(self) -> None:
         """Write a card of the run to its folder, unless ``--card false`` is given."""
-        checkpoint, recorder = self.best_checkpoint, self.recorder
-        if self.settings.card and checkpoint and recorder.history:
-            changed = changed_settings(self.settings, self._parser(self.command).get_defaults())
-            reference = self.settings.reference
-            write_card(self.trainer, self.datamodule, recorder, checkpoint, reference, changed)
+        if self.settings.card and self.best_checkpoint and self.recorder.history:
+            parts = (self.trainer, self.datamodule, self.recorder, self.best_checkpoint)
+            write_card(*parts, self.settings, self._defaults())
 
     def before_validate(self) -> None:
         """Use the network, the vocabulary and the corpus of the checkpoint."""
@@ -270,10 +229,6 @@ class CLI(LightningCLI):
         console.print_validation(self.trainer, self.datamodule.corpus.name, self.checkpoint)
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
 def run(command: str, argv: list[str], cli: Callable[[str, list[str]], CLI] = CLI) -> CLI:
     """Run ``fit`` or ``validate`` with the given options and return the finished CLI.
 
@@ -287,8 +242,7 @@ def run(command: str, argv: list[str], cli: Callable[[str, list[str]], CLI] = CL
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
     except SIGTERMException as end:  # handled by Lightning: before training, or on several devices
-        message = "stopped by SIGTERM; the last evaluation's checkpoint is kept"
-        raise Interrupted(message, 143) from end
+        raise Interrupted("stopped by SIGTERM; the last checkpoint is kept", 143) from end
     except SystemExit as end:
         if end.code == 1:  # how Lightning ends the process after Ctrl-C
             raise KeyboardInterrupt from None

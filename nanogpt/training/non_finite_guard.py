@@ -78,11 +78,7 @@ def check_finite(trainer: L.Trainer) -> None:
 def non_finite_error(model: L.LightningModule, step: int, what: str = "") -> UserError:
     """Build the error for a step, counted from 0, with a non-finite value.
 
-    Args:
-        model: the model in training.
-        step: of the value.
-        what: name of the value. By default the loss, or the gradient of the previous step if that
-            step has made the weights non-finite.
+    By default that is the loss, or the gradient of the step before if the weights are not finite.
     """
     trainer, data = model.trainer, model.trainer.datamodule  # type: ignore[attr-defined]
     if not what:

@@ -19,16 +19,11 @@ def peak_learning_rates(hparams: Mapping[str, Any]) -> list[float]:
 
 
 def build_optimizer(model: nn.Module, hparams: Mapping[str, Any], fused: bool) -> Optimizer:
-    """Build the optimizer of all parameters of a model.
+    """Build the optimizer of a model from the hyperparameters of the LightningModule.
 
     ``adamw`` is AdamW for all parameters in one group, as in the reference; ``muon`` is Muon for
-    the matrices of the blocks and AdamW for the rest. Source of AdamW: Loshchilov and Hutter,
-    "Decoupled weight decay regularization" (2019).
-
-    Args:
-        model: whose parameters to optimize.
-        hparams: of the LightningModule.
-        fused: whether AdamW updates all parameters in one kernel.
+    the matrices of the blocks and AdamW for the rest. ``fused`` is an option of AdamW. Source:
+    Loshchilov and Hutter, "Decoupled weight decay regularization" (2019).
     """
     adamw = {
         "lr": hparams["learning_rate"],
@@ -70,12 +65,9 @@ class Muon(Optimizer):
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Update the parameters; return the result of the closure, which computes the gradients."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update the parameters; the ``CombinedOptimizer`` runs the closure."""
+        assert closure is None
         for group in self.param_groups:
             decay = 1 - group["lr"] * group["weight_decay"]
             for matrices in group_by_shape(group["params"]):
@@ -84,7 +76,6 @@ class Muon(Optimizer):
                 scale = max(1.0, matrices[0].shape[0] / matrices[0].shape[1]) ** 0.5
                 for matrix, update in zip(matrices, updates, strict=True):
                     matrix.mul_(decay).add_(update.to(matrix.dtype), alpha=-group["lr"] * scale)
-        return loss
 
     def _nesterov(self, matrix: Tensor, momentum: float) -> Tensor:
         assert matrix.grad is not None
@@ -145,7 +136,7 @@ class CombinedOptimizer(Optimizer):
             part.state = self.state
 
     def step(self, closure: Any = None) -> Any:
-        """Update the parameters of all parts, after running the closure once."""
+        """Run the closure, which computes the loss and the gradients, and update the parameters."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -96,6 +96,14 @@ def resolve_model_settings(settings: Namespace) -> None:
     settings.model.update(Namespace(plain_settings(config)))
 
 
+def default_settings(parser: LightningArgumentParser, settings: Namespace) -> Namespace:
+    """Return the defaults of all settings; those of the model are of the chosen architecture."""
+    defaults = parser.get_defaults()
+    config = build_config(settings.model.architecture, {})
+    defaults.model.update(Namespace(plain_settings(config)))
+    return defaults
+
+
 def check_sections(settings: Namespace) -> None:
     """Check that model, data and trainer are sections, and that the seed is in range.
 
@@ -133,10 +141,10 @@ def check_derived(settings: Namespace) -> None:
 
 
 def find_teacher(given: str) -> str:
-    """Return the path of a teacher's checkpoint; ``best`` and ``last`` are refused, as they change.
+    """Return the path of a teacher's checkpoint.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or for ``best`` and ``last``, whose run changes.
     """
     if given not in ("best", "last"):
         with suppress(UserError):

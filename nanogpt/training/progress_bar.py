@@ -25,10 +25,6 @@ class StepBar(ProgressBar):
         """Hide the bar: Lightning calls this on all processes but the first."""
         self.is_enabled = False
 
-    def enable(self) -> None:
-        """Show the bar again."""
-        self.is_enabled = True
-
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         """Print a line to stdout, above the bar."""
         tqdm.write(sep.join(map(str, args)), file=sys.stdout)

@@ -28,25 +28,15 @@ RUN_STATE_KEY = "run"  # in a checkpoint: the state of the RunRecorder
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The checkpoint from which a run resumes.
-
-    Args:
-        path: of the checkpoint.
-        run: whose folder contains it, if any.
-        step: number of completed optimizer steps.
-        evaluation_due: whether the step has yet to be evaluated.
-        hparams: hyperparameters of the model.
-        corpus: state of the data module.
-        modified_ns: modification time of the file when it was read.
-    """
+    """The checkpoint from which a run resumes, without its tensors."""
 
     path: Path
-    run: Run | None
-    step: int
-    evaluation_due: bool
-    hparams: dict[str, Any]
-    corpus: dict[str, str | None]
-    modified_ns: int
+    run: Run | None  # whose folder contains the checkpoint
+    step: int  # number of completed optimizer steps
+    evaluation_due: bool  # whether the step has yet to be evaluated
+    hparams: dict[str, Any]  # of the LightningModule
+    corpus: dict[str, str | None]  # state of the data module
+    modified_ns: int  # modification time of the file when it was read
 
     def logger(self) -> TensorBoardLogger | None:
         """Return a logger that continues the curves of the run, if there is one.
@@ -67,12 +57,7 @@ class ResumePoint:
 
 
 def find_resume_point(checkpoint: Checkpoint, modified_ns: int, trainer: Namespace) -> ResumePoint:
-    """Return where a run resumes.
-
-    Args:
-        checkpoint: from which to resume.
-        modified_ns: modification time of its file.
-        trainer: settings of the trainer.
+    """Return the resume point of a checkpoint, given the settings of the trainer.
 
     Raises:
         UserError: if the run has reached its last step.
@@ -91,13 +76,7 @@ def find_resume_point(checkpoint: Checkpoint, modified_ns: int, trainer: Namespa
 
 
 def evaluation_due(content: Mapping[str, Any], interval: int, max_steps: int) -> bool:
-    """Return whether the step of a checkpoint has to be evaluated and was not.
-
-    Args:
-        content: of the checkpoint.
-        interval: optimizer steps between evaluations.
-        max_steps: the last step, which is always evaluated.
-    """
+    """Return whether a checkpoint's step has to be evaluated, and has not been."""
     step = content["global_step"]
     recorded = [losses[0] for losses in content.get(RUN_STATE_KEY, {}).get("history", ())]
     return (step % interval == 0 or step == max_steps) and step not in recorded
@@ -136,12 +115,9 @@ def set_loop_counters(trainer: L.Trainer, step: int) -> None:
 def override_optimizer_settings(
     content: dict[str, Any], trainer: L.Trainer, hparams: Mapping[str, Any]
 ) -> None:
-    """Replace the optimizer settings in the content of a checkpoint by the current ones.
+    """Replace the optimizer settings in a checkpoint's content by the current hyperparameters.
 
-    Args:
-        content: of the checkpoint, before Lightning loads the optimizer and the scheduler from it.
-        trainer: of the resumed run.
-        hparams: of the model.
+    This is done before Lightning loads the optimizer and the scheduler from it.
     """
     step, peaks = content["global_step"], peak_learning_rates(hparams)
     factor = learning_rate_factor(

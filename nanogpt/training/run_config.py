@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 
 from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import Checkpoint, load_checkpoint
+from nanogpt.notices import notice
 from nanogpt.runs import run_of
 
 # set for each command, or derived from other settings
@@ -17,14 +18,10 @@ NOT_COMPARED = ("config", "ckpt_path", "data.block_size", "data.seed", "data.voc
 def prepend_run_config(command: str, options: list[str]) -> tuple[list[str], Checkpoint | None]:
     """Put the config of the run of ``--ckpt_path`` before the options, which override it.
 
-    By default ``validate`` uses the best checkpoint of the newest run, and ``fit`` starts a new run.
-
-    Args:
-        command: ``fit`` or ``validate``.
-        options: of the command.
+    Without it, ``validate`` uses the best checkpoint of the newest run.
 
     Returns:
-        The options, and the checkpoint unless a new run starts.
+        The options, and the checkpoint unless ``fit`` starts a new run.
 
     Raises:
         UserError: if there is no such checkpoint, or neither a run nor ``--config`` for ``fit``.
@@ -61,21 +58,16 @@ def given_checkpoint(options: list[str]) -> str | None:
     return value
 
 
-def config_differences(saved: str, current: str, defaults: str) -> list[str]:
-    """List the settings that differ between a run's config and the current one, all as YAML.
+def notice_differences(saved: str, current: str, defaults: str) -> None:
+    """Print a notice for each setting that differs from the config of a run, all in YAML.
 
     A setting that the run's config lacks, as of an older version, had its default.
-
-    Returns:
-        Lines such as ``trainer.max_steps 3000 instead of the run's 1500``.
     """
-    was, now, default = (flatten(yaml.safe_load(config)) for config in (saved, current, defaults))
+    was, now, default = (flatten(yaml.safe_load(text)) for text in (saved, current, defaults))
     was = default | was
-    return [
-        f"{name} {value!r} instead of the run's {was[name]!r}"
-        for name, value in now.items()
-        if name in was and name not in NOT_COMPARED and value != was[name]
-    ]
+    for name, value in now.items():
+        if name in was and name not in NOT_COMPARED and value != was[name]:
+            notice(f"{name} {value!r} instead of the run's {was[name]!r}")
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -293,7 +293,7 @@ PREDICT = [
 ]
 
 SCORE = [
-    ("", "score needs a text: --text"),
+    ("", "--text is required: write"),
     ("--text", "text"),
     ("--text=", "text"),
     ("--text=missing.txt", "text"),
@@ -407,7 +407,7 @@ LADDER = [
     ("--stages=1 --model.n_layer=2", "the architecture bigram has no"),
     ("--stages=1 surplus", "unexpected argument 'surplus'; options are"),
     ("--stage=1", "stage"),
-    ("--rungs=1", "did you mean --stages?"),
+    ("--rungs=1", "unknown option --rungs; see --help"),
     ("--seed=3", "seed"),
     ("--stages=3 --model.n_head=0", "n_head must be at least"),
     ("--stages=1 --data.val_fraction=nan", "data.val_fraction cannot be 'nan'; it"),

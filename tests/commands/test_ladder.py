@@ -109,7 +109,7 @@ def test_second_ladder_does_not_change_the_first_and_neither_is_the_newest_run(
         (("--stages=0",), "from 1 to 9"),
         (("--stages=one",), "from 1 to 9"),
         (("--stages=",), "from 1 to 9"),
-        (("--rungs=3",), "did you mean --stages?"),
+        (("--rungs=3",), "unknown option --rungs; see --help"),
         (("--config=x.yaml",), "leave it out"),
         (("--seed_everything", "3"), "leave it out"),
         (("--ckpt_path=best",), "leave it out"),

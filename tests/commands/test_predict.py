@@ -167,7 +167,7 @@ def test_existing_file_is_not_overwritten(sample: Run) -> None:
     outcome = sample("--output=mine.txt")
     assert outcome.code == 2
     assert is_one_line(outcome.err), outcome.err
-    assert "'mine.txt' already exists" in outcome.err
+    assert "--output 'mine.txt' cannot be created: File exists" in outcome.err
     assert Path("mine.txt").read_text() == "mine"
 
 
@@ -359,9 +359,9 @@ MISTAKES = [
     (["--prompt_file=prompt.txt", "--encoding=utf-9"], "utf-9"),
     (["--prompt_file=-"], "byte 2 is 0xff"),
     (["--output=no/folder/new.txt"], "cannot be created"),
-    (["--output="], "already exists"),
-    (["--output=."], "already exists"),
-    (["--output=prompt.txt"], "already exists"),
+    (["--output="], "File exists"),
+    (["--output=."], "File exists"),
+    (["--output=prompt.txt"], "File exists"),
     (["--interactive", "--prompt=a"], "interactive"),
     (["--interactive", "--prompt_file=-"], "interactive"),
     (["--interactive", "--num_samples=2"], "interactive"),

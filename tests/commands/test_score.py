@@ -77,13 +77,14 @@ def test_numbers_are_those_of_one_forward_pass(run: Run) -> None:
 
 def test_line_of_the_most_surprising_character_counts_unknown_characters() -> None:
     content = "zero, one\nzwei\nhere and\tthere, and 'everywhere\nfive"
-    positions = [i for i, c in enumerate(content) if c not in "\nzw"]  # the others are unknown
-    nats = torch.zeros(len(positions))
-    nats[positions.index(content.index("'"))] = 7
-    message = score.report(Summary("a", "b", len(positions), 0.1), content, positions, nats)
+    vocabulary = "".join({*content} - {*"\nzw"})
+    known = [c for c in content if c in vocabulary]
+    summary, nats = Summary("a", "b", len(known), 0.1), torch.zeros(len(known))
+    nats[known.index("'")] = 7
+    message = score.report(summary, content, vocabulary, nats)
     assert message.endswith("‘'’ (10.1 bits) on line 3: “…one⏎zwei⏎here and⇥there, and '”")
     nats[0] = 8
-    message = score.report(Summary("a", "b", len(positions), 0.1), content, positions, nats)
+    message = score.report(summary, content, vocabulary, nats)
     assert message.endswith("‘e’ (11.5 bits) on line 1: “ze”")
 
 
@@ -157,7 +158,7 @@ def test_unknown_characters_are_refused_or_skipped(run: Run) -> None:
 
 MISTAKES = [
     # options, expected part of the error
-    ([], "score needs a text: --text FILE, or --text - for stdin"),
+    ([], "--text is required: write --text VALUE; see --help"),
     (["--txt=my.txt"], "did you mean --text?"),
     (["my.txt"], "unexpected argument 'my.txt'"),
     (["--text=missing.txt"], "'missing.txt' does not exist"),

@@ -12,6 +12,7 @@ import torch
 from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import load_checkpoint, read_checkpoint
 from nanogpt.models import Model, build_model
+from nanogpt.runs import LOGS
 
 VOCABULARY = "\n abé🎭"
 MODELS: dict[str, dict[str, Any]] = {
@@ -140,3 +141,51 @@ def test_folder_and_missing_file_are_refused() -> None:
     for path in (Path(), Path("missing.ckpt")):
         with pytest.raises(UserError, match="not a checkpoint"):
             read_checkpoint(path)
+
+
+# the other checkpoint of the run
+
+
+@pytest.fixture
+def run_folder() -> Path:
+    """Create a run with a damaged best.ckpt and an intact last.ckpt."""
+    checkpoints = LOGS / "version_0" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "best.ckpt").touch()
+    (checkpoints / "last.ckpt").write_bytes(changed())
+    return checkpoints.parent
+
+
+def test_damaged_checkpoint_is_replaced_by_the_other_one_with_a_notice(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = run_folder / "checkpoints" / "last.ckpt"
+    for ckpt_path in ("best", str(run_folder)):
+        assert load_checkpoint(ckpt_path).path == last
+        assert "best.ckpt is damaged: using" in capsys.readouterr().err
+    assert load_checkpoint(str(run_folder), "last").path == last
+    assert not capsys.readouterr().err
+
+
+def test_damaged_checkpoint_is_an_error_without_an_intact_one(run_folder: Path) -> None:
+    best = run_folder / "checkpoints" / "best.ckpt"
+    with pytest.raises(UserError, match="is not a checkpoint"):  # a file name has no fallback
+        load_checkpoint(str(best))
+    best.with_name("last.ckpt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"neither .*best.ckpt nor last.ckpt .* --ckpt_path"):
+        load_checkpoint()
+    best.with_name("last.ckpt").unlink()
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        load_checkpoint()
+
+
+def test_weightless_layers_are_not_limited_by_the_number_of_weights() -> None:
+    settings: dict[str, Any] = {"block_size": 4, "n_layer": 300, "parts": ["mean"]}
+    model = build_model("ablated_gpt", len(VOCABULARY), **settings)
+    entries = content("bigram")[1]
+    entries["hyper_parameters"] = {
+        **settings, "architecture": "ablated_gpt", "vocabulary": VOCABULARY,
+    }  # fmt: skip
+    entries["state_dict"] = {f"net.{name}": weight for name, weight in model.state_dict().items()}
+    Path("model.ckpt").write_bytes(saved(entries))
+    assert len(read_checkpoint(Path("model.ckpt")).model.blocks) == 300

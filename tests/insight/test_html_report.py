@@ -10,12 +10,12 @@ import pytest
 from nanogpt.insight.html_report import (
     DIGITS,
     GENERATOR,
-    SHADES,
+    N_SHADES,
     SHORT_CODES,
     Summary,
     character_code,
+    render_character,
     render_page,
-    shade,
     to_base_64,
 )
 from nanogpt.insight.printable import printable, printable_line
@@ -23,7 +23,7 @@ from nanogpt.insight.printable import printable, printable_line
 HOSTILE = [
     *("<script>alert(1)</script>", "</div></main><!--", "\"'&amp;&lt;>`", "<![CDATA[", "{}[]()\\"),
     *("a\x00b\x1b\x7f\x85", "\u202eright\u200f to left\u2066", "\ufeff\u2028\u2029\u200d"),
-    *("⏎ ␣ \ufffd", "\n\n  two\tand\n \n", "𝔘🎭é\u0301", "NAMES DIGITS ${x}", "مرحبا שלום"),
+    *("⏎ ␣ \ufffd", "\n\n  two\tand\n \n", "𝔘🎭é\u0301", "$names ${digits} $$ $", "مرحبا שלום"),
 ]  # fmt: skip
 
 
@@ -64,7 +64,7 @@ class Page(HTMLParser):
 
     def tooltip(self, position: int) -> tuple[float, list[tuple[str, float]]]:
         """The bits at a position, and the likely characters with their probabilities."""
-        match = re.search(r"names = (\{.*?\}), symbols", self.data["script"])
+        match = re.search(r"names = (\{.*?\});", self.data["script"])
         assert match
         names = json.loads(match[1])
         data = self.spans[position][0]["data-t"] or ""
@@ -109,8 +109,11 @@ def test_shades_increase_with_surprisal_and_are_legible() -> None:
     shades = [page.shade(i) for i in range(20)]
     assert shades == sorted(shades)
     assert len(set(shades)) > 10
-    assert [shade(bits) for bits in (0, 0.53, 0.54, 7.99, 8, 99)] == [0, 0, 1, 14, 15, 15]
-    light = [luminance(color) for color in (*SHADES, "#1c1917")]
+    spans = [render_character("a", bits, "") for bits in (0, 0.53, 0.54, 7.99, 8, 99)]
+    assert re.findall(r'"c s(\d+)"', "".join(spans)) == ["0", "0", "1", "14", "15", "15"]
+    colors = re.findall(r"^\.s\d+ { background: (#\w{6}); }$", page.data["style"], re.MULTILINE)
+    assert len(colors) == N_SHADES == page.elements["i"]
+    light = [luminance(color) for color in (*colors, "#1c1917")]
     assert light == sorted(light, reverse=True)
     assert light[0] == 1
     assert (light[15] + 0.05) / (light[16] + 0.05) > 4.5  # the contrast that WCAG 2 requires
@@ -131,7 +134,7 @@ def test_hostile_text_is_inert(text: str) -> None:
     expected = [c if c in " \n\t" else printable(c) for c in text]
     assert [shown for _, shown in page.spans] == expected
     assert printable_line(text) in page.data["h1"]
-    assert not re.search(r">[<>&\"']</span>|names = [^}]*<[^}]*\}, symbols", content)
+    assert not re.search(r">[<>&\"']</span>|names = [^}]*<[^}]*\};", content)
     unprintable = {c for c in content if c != "\n" and printable(c) not in (c, "␣", "⇥")}
     assert not unprintable
 
@@ -178,7 +181,7 @@ def test_base_64() -> None:
 
 
 def test_unprintable_characters_become_symbols_or_escapes() -> None:
-    expected = {"\n": "⏎", " ": "␣", "\t": "⇥", "\x00": r"\x00", "\x9f": r"\x9f", "\r": r"\x0d",
+    expected = {"\n": "⏎", " ": "␣", "\t": "⇥", "\x00": r"\x00", "\x9f": r"\x9f", "\r": r"\r",
                 "\u202e": r"\u202e", "\ud800": r"\ud800", "\u2028": r"\u2028",
                 "\U000e0041": r"\U000e0041"}  # fmt: skip
     expected |= {c: c for c in 'aé<&"\\🎭�⏎\u00a0'}

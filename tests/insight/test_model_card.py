@@ -8,9 +8,8 @@ import pytest
 import yaml
 
 from nanogpt.insight.memorization import Overlap
-from nanogpt.insight.model_card import ModelCard
+from nanogpt.insight.model_card import render_card
 from nanogpt.insight.ngrams import NGram
-from nanogpt.insight.reference import Losses
 
 HOSTILE = ["a|b", "|", "||a|", "\\|", "\\", "a\nb", "\r\n", "`", "a`b``c", "``|`\n|", "{x}", ""]
 
@@ -19,16 +18,13 @@ def card(**changed: Any) -> str:
     plain: dict[str, Any] = {
         "title": "version_0",
         "facts": {"best val loss": "1.5000 nats per character", "corpus": "some"},
-        "history": [Losses(0, 4.2, 4.3), Losses(500, 2.5, 2.6)],
-        "comparison": "",
+        "losses": "  step    train      val\n     0   4.2000   4.3000",
         "ngrams": [NGram(1, 3.3, 3.4), NGram(2, 2.4519, 2.4824)],
-        "samples": ["To be\nor not", "second"],
-        "overlap": Overlap("to be", 0.25),
-        "val_excerpts": ["the val", "split"],
-        "val_overlap": Overlap("the ", None),
+        "overlaps": {"2 samples": Overlap("to be", 0.25), "the val split": Overlap("the ", None)},
+        "sample": "To be\nor not",
         "settings": {"model.n_layer": 3, "model.parts": ["mean"], "data.corpus": "my.txt"},
     }
-    return ModelCard(**{**plain, **changed}).markdown()
+    return render_card(**{**plain, **changed})
 
 
 def fenced(page: str) -> dict[str, str]:
@@ -60,25 +56,15 @@ def test_contains_all_results() -> None:
     assert page.startswith("# version_0\n")
     assert "| **best val loss** | 1.5000 nats per character |" in page
     assert "| bigram | 2.4519 | 2.4824 |" in page
-    assert "| 18 characters in 2 samples | 25.0% | 5 characters: <code>'to be'</code> |" in page
-    assert "| 12 characters of the val split, in such excerpts | – | 4 characters: " in page
-    assert "<code>'the '</code> |" in page
-
-
-def test_losses_are_compared_with_the_reference_if_there_is_one() -> None:
-    assert fenced(card())["Losses"].split("\n")[1:] == [
-        "     0   4.2000   4.3000",
-        "   500   2.5000   2.6000",
-    ]
-    page = card(comparison="step 0: 1 and 1")
-    assert fenced(page)["Losses compared with the reference"] == "step 0: 1 and 1"
-    assert "## Losses\n" not in page
+    assert "| 2 samples | 25.0% | 5 characters: <code>'to be'</code> |" in page
+    assert "| the val split | – | 4 characters: <code>'the '</code> |" in page
+    assert fenced(page)["Losses"] == "  step    train      val\n     0   4.2000   4.3000"
 
 
 @pytest.mark.parametrize("longest", HOSTILE)
 def test_every_table_row_has_the_same_number_of_cells(longest: str) -> None:
     overlap = Overlap(longest, 0.5)
-    found = tables(card(facts={"corpus": longest}, overlap=overlap, val_overlap=overlap))
+    found = tables(card(facts={"corpus": longest}, overlaps={"1": overlap, "2": overlap}))
     assert [len(table) for table in found] == [3, 4, 4]
     for table in found:
         assert {len(row) for row in table} == {len(table[0])}
@@ -86,7 +72,7 @@ def test_every_table_row_has_the_same_number_of_cells(longest: str) -> None:
 
 @pytest.mark.parametrize("longest", HOSTILE)
 def test_length_of_the_longest_substring_ignores_escapes(longest: str) -> None:
-    page = card(overlap=Overlap(longest, 0.5))
+    page = card(overlaps={"samples": Overlap(longest, 0.5)})
     assert f"| 50.0% | {len(longest)} characters: <code>" in page
 
 
@@ -94,7 +80,7 @@ def test_length_of_the_longest_substring_ignores_escapes(longest: str) -> None:
     "sample", ["a\n```\nb", "```", "`````", "``\n`", "a\n   ````\n# not a heading", "~~~\na"]
 )
 def test_sample_cannot_close_its_block(sample: str) -> None:
-    blocks = fenced(card(samples=[sample]))
+    blocks = fenced(card(sample=sample))
     assert list(blocks) == ["Losses", "Sample", "Settings"]
     assert blocks["Sample"] == sample.replace("```", "'''")
 
@@ -104,9 +90,9 @@ def test_setting_cannot_close_its_block() -> None:
     assert blocks["Settings"] == 'data.corpus: "a\\n```\\nb"'
 
 
-def test_braces_and_unicode_are_kept() -> None:
-    sample = "é {settings} 🎭 {0} \u2028 日本"
-    page = card(samples=[sample], overlap=Overlap("🎭é", 0.5))
+def test_placeholders_and_unicode_are_kept() -> None:
+    sample = "é {settings} 🎭 $facts ${0} $$ \u2028 日本"
+    page = card(sample=sample, overlaps={"samples": Overlap("🎭é", 0.5)})
     assert fenced(page)["Sample"] == sample
     assert "2 characters: <code>'🎭é'</code>" in page
 

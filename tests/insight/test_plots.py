@@ -24,7 +24,7 @@ with SummaryWriter("logs") as writer:
 """
 
 
-@pytest.mark.parametrize("backend", ["qtagg", "module://matplotlib_inline.backend_inline"])
+@pytest.mark.parametrize("backend", ["qtagg", "agg"])
 def test_figures_are_rendered_with_any_backend(backend: str, tmp_path: Path) -> None:
     env = {**os.environ, "MPLBACKEND": backend, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-W", "ignore:Glyph", "-c", PLOT]

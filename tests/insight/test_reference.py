@@ -11,6 +11,7 @@ from nanogpt.insight.reference import (
     REFERENCE_CURVES,
     Losses,
     comparison_table,
+    loss_table,
     read_curve,
     reference_curve,
 )
@@ -75,6 +76,14 @@ def test_reference_is_of_tiny_shakespeare_only() -> None:
 
 
 RUN = [Losses(0, 4.2, 4.25), Losses(250, 3.0, 3.125), Losses(500, 2.0, 2.25)]
+
+
+def test_evaluations_are_listed() -> None:
+    assert loss_table(RUN[::2]).splitlines() == [
+        "  step    train      val",
+        "     0   4.2000   4.2500",
+        "   500   2.0000   2.2500",
+    ]
 
 
 def test_common_steps_are_compared() -> None:

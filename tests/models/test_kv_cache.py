@@ -168,9 +168,9 @@ def append_shift(self: ShiftCache, x: Tensor, off: int = 0) -> Tensor:
     """Return inputs that start ``off`` positions too far."""
     start, self.length = self.length, self.length + x.shape[1]
     if self.buffer is None:
-        self.buffer = x.new_zeros(len(x), self.n + self.size + off, x.shape[2])
-    self.buffer[:, self.n + start : self.n + self.length] = x
-    return self.buffer[:, start + off : start + off + self.n + x.shape[1]]
+        self.buffer = x.new_zeros(len(x), 2 + self.size + off, x.shape[2])
+    self.buffer[:, 2 + start : 2 + self.length] = x
+    return self.buffer[:, start + off : start + off + 2 + x.shape[1]]
 
 
 def forward(self: GPT, ids: Tensor, cache: Cache | None = None, resume: bool = True) -> Tensor:

@@ -12,7 +12,9 @@ from nanogpt.generation.checkpoint import read_checkpoint
 from nanogpt.insight import run_report
 from nanogpt.insight.attention_maps import SENTENCE
 from nanogpt.insight.loss_by_position import bin_means, loss_by_position
+from nanogpt.insight.reference import Losses
 from nanogpt.text.pastiche import pastiche
+from nanogpt.training import card_writer
 from tests.command_lines import CONFIGS, TINY, Outcome, Run
 from tests.training.oracles import curves, events, run_folder
 
@@ -44,9 +46,22 @@ def test_card_lists_result_corpus_settings_and_versions(finish: Run) -> None:
         "60 characters of the val split, in such excerpts",
     ):
         assert fact in card()
-    for default in ("trainer.devices", "data.seed", "data.block_size", "config:"):
+    for default in ("trainer.devices", "data.seed", "data.block_size", "model.dropout", "config:"):
         assert default not in card()
     assert "reference" not in card()
+
+
+@pytest.mark.parametrize("compared", [True, False])
+def test_losses_are_compared_with_the_reference_if_there_is_one(
+    finish: Run, monkeypatch: pytest.MonkeyPatch, compared: bool
+) -> None:
+    reference = [Losses(0, 4.25, 4.5)] if compared else []
+    monkeypatch.setattr(card_writer, "reference_curve", lambda *_: reference)
+    finish()
+    titles = "train  reference      val  reference  difference" if compared else "train      val"
+    table = card().split("## Losses\n\n```text\n")[1].split("\n```")[0].splitlines()
+    assert table[0] == f"  step    {titles}"
+    assert len(table) == (2 if compared else 1 + len(curves(run_folder())["loss/val"]))
 
 
 def test_plot_is_a_valid_image(finish: Run) -> None:

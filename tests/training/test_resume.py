@@ -213,6 +213,7 @@ def test_setting_missing_in_an_older_config_had_its_default(run: Run, text: str)
     older = yaml.safe_load(path.read_text())
     for name in ("replacement", "offline_corpus"):
         del older["data"][name]
+    del older["model"]["init"]
     path.write_text(yaml.safe_dump(older))
     done = resume_last(run, "--trainer.max_steps=12", "--data.replacement=false")
     assert sorted(done.err.splitlines()) == [
@@ -241,6 +242,30 @@ def test_given_config_overrides_the_run_config_in_the_same_folder(run: Run, text
     assert done.err == "notice: trainer.max_steps 12 instead of the run's 10\n"
     assert content(0)["global_step"] == 12
     assert list(curves(run_folder())["loss/val"]) == [0, 4, 8, 10, 12]
+
+
+def test_checkpoint_path_in_a_config_resumes_that_run(run: Run, text: str) -> None:
+    options = [*GPT, *SHORT, *COMMON]
+    run("fit", *options)
+    Path("more.yaml").write_text(f"ckpt_path: {run_folder()}\ntrainer:\n  max_steps: 12\n")
+    done = run("fit", *options[:-4], *COMMON, "--config", "more.yaml")
+    assert (done.code, "resumed at step 10" in done.out) == (0, True), done.err
+    assert content(0)["global_step"] == 12
+
+
+def test_checkpoints_are_read_once(run: Run, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("fit", *GPT, *SHORT, *COMMON, "--trainer.max_steps=5")
+    load, reads = torch.load, list[str]()
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        reads.append("read")
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", count)
+    assert run("validate").code == 0
+    assert len(reads) == 1
+    assert resume_last(run, "--trainer.max_steps=6").code == 0
+    assert len(reads) == 1 + 3  # to resume, by Lightning itself, and the best one for the sample
 
 
 @pytest.mark.parametrize("steps", [(), ("--trainer.max_steps=6",)])
