@@ -131,6 +131,6 @@ class AblatedGPT(GPT):
             if "feed_forward" not in parts:
                 block.mlp = nn.Identity()
             if "norm" not in parts:
-                block.ln_1 = block.ln_2 = nn.Identity()
+                block.ln_1, block.ln_2 = nn.Identity(), nn.Identity()
         if "norm" not in parts:
             self.register_module("ln_f", nn.Identity())

@@ -31,14 +31,9 @@ TRIAL_RUNS = 3  # CUDA graphs warm up, then record, then replay
 
 
 def compiled_loss(loss: Loss, choice: Choice, model: LanguageModel, trainer: L.Trainer) -> Loss:
-    """Return the training loss, compiled if that is chosen.
+    """Return a loss, compiled if that is chosen.
 
-    Args:
-        loss: the training loss.
-        choice: true, false, or ``auto``: on CUDA, unless the model is too small (bigram and ladder)
-            or the run too short.
-        model: the model to train.
-        trainer: its trainer.
+    ``auto`` compiles on CUDA, unless model (bigram and ladder) or run are too small to gain by it.
     """
     on_cuda = trainer.strategy.root_device.type == "cuda"
     if choice == "auto":

@@ -21,11 +21,7 @@ from nanogpt.training.lightning_module import Loss, next_character_loss
 
 
 def build_loss(teachers: Sequence[str], data: CharDataModule, device: torch.device) -> Loss:
-    """Return the training loss: that of the text or, with paths of teachers, of distillation.
-
-    Raises:
-        UserError: if a checkpoint is not suitable as a teacher.
-    """
+    """Return the training loss: that of the text or, with paths of teachers, of distillation."""
     if not teachers:
         return next_character_loss
     return distillation_loss([load_teacher(Path(path), data).to(device) for path in teachers])
@@ -52,11 +48,7 @@ def distillation_loss(teachers: Sequence[nn.Module]) -> Loss:
 
 
 def load_teacher(path: Path, data: CharDataModule) -> nn.Module:
-    """Load a trained model and check that it can be a teacher on this data.
-
-    Raises:
-        UserError: if it cannot.
-    """
+    """Load a teacher; raise a ``UserError`` if it does not fit the data."""
     teacher = read_checkpoint(path)
     block_size = teacher.settings["block_size"]
     if teacher.tokenizer.vocabulary != data.tokenizer.vocabulary:

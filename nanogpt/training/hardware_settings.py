@@ -40,11 +40,7 @@ def choose_precision(precision: str, device: str) -> tuple[str, str | None]:
 
 
 def check_memory(n_bytes: int) -> None:
-    """Check that weights fit into the machine's memory, if the system reports its size.
-
-    Raises:
-        UserError: if they do not.
-    """
+    """Raise a ``UserError`` if weights do not fit into memory and the system reports its size."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -37,12 +37,7 @@ from nanogpt.training.run_lock import lock_folder
 
 
 class CLI(LightningCLI):
-    """Runs ``fit`` or ``validate`` with Lightning's command line and this project's parts.
-
-    Args:
-        command: ``fit`` or ``validate``.
-        argv: its options.
-    """
+    """Runs the command ``fit`` or ``validate`` with the options ``argv``."""
 
     title = ""  # of the progress bar
 

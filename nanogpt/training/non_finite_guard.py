@@ -27,11 +27,7 @@ class NonFiniteGuard:
         self.n_finite: Tensor | None = None  # the number of losses before the first non-finite one
 
     def add(self, model: L.LightningModule, loss: Tensor) -> None:
-        """Add the loss of a micro-batch.
-
-        Raises:
-            UserError: on a CPU, if the loss is not finite.
-        """
+        """Add the loss of a micro-batch; on a CPU, raise a ``UserError`` if it is not finite."""
         if is_on_cpu(loss):
             if not math.isfinite(loss.item()):
                 raise non_finite_error(model, model.trainer.global_step)
@@ -46,11 +42,7 @@ class NonFiniteGuard:
         self.n_losses += 1
 
     def check(self, model: L.LightningModule) -> None:
-        """Wait for the GPU and check all losses so far.
-
-        Raises:
-            UserError: if one of them is not finite.
-        """
+        """Wait for the GPU and raise a ``UserError`` if any loss so far is not finite."""
         if self.n_finite is not None and (n_finite := int(self.n_finite.item())) < self.n_losses:
             n_steps = n_finite // model.trainer.accumulate_grad_batches
             raise non_finite_error(model, self.first_step + n_steps)
@@ -62,11 +54,7 @@ def is_on_cpu(loss: Tensor) -> bool:
 
 
 def check_finite(trainer: L.Trainer) -> None:
-    """Check the weights and the optimizer state before they are saved.
-
-    Raises:
-        UserError: if any value is not finite.
-    """
+    """Raise a ``UserError`` if any weight or value of the optimizer state is not finite."""
     states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
     tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
     tensors += trainer.lightning_module.parameters()

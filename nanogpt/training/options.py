@@ -105,11 +105,7 @@ def default_settings(parser: LightningArgumentParser, settings: Namespace) -> Na
 
 
 def check_sections(settings: Namespace) -> None:
-    """Check that model, data and trainer are sections, and that the seed is in range.
-
-    Raises:
-        UserError: if not.
-    """
+    """Raise a ``UserError`` if model, data or trainer is no section or the seed out of range."""
     for name in ("model", "data", "trainer"):
         if not isinstance(settings[name], Namespace):
             raise UserError(f"{name} cannot be {settings[name]!r}; it takes settings")
@@ -119,11 +115,7 @@ def check_sections(settings: Namespace) -> None:
 
 
 def check_derived(settings: Namespace) -> None:
-    """Check that no config contradicts a data setting that is derived from another setting.
-
-    Raises:
-        UserError: if one does.
-    """
+    """Raise a ``UserError`` if a config contradicts a data setting that is derived from another."""
     if settings.data.vocabulary not in (None, settings.model.vocabulary):
         raise UserError("data.vocabulary is derived from model.vocabulary: set that instead")
     for path in settings.config or ():
@@ -153,11 +145,7 @@ def find_teacher(given: str) -> str:
 
 
 def check_steps(settings: Namespace) -> None:
-    """Check the settings that count optimizer steps.
-
-    Raises:
-        UserError: if one of them is not valid.
-    """
+    """Raise a ``UserError`` if a setting that counts optimizer steps is not valid."""
     trainer = settings.trainer
     if trainer.max_epochs != -1 or (trainer.max_steps < 0 and trainer.max_time is None):
         raise UserError(

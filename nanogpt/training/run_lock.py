@@ -15,11 +15,7 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # some file syste
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Lock a run folder; the lock ends with the process at the latest.
-
-    Raises:
-        UserError: if another command has locked it.
-    """
+    """Lock a run folder; raise a ``UserError`` if another command has locked it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", blocking=False)
     try:

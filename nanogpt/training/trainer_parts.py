@@ -24,12 +24,9 @@ def replace_slow_precision(trainer: Namespace) -> None:
 
 
 def add_fit_parts(trainer: Namespace, recorder: RunRecorder, bar_title: str) -> None:
-    """Add the parts of ``fit`` to the trainer's settings, after its logger.
+    """Add the parts of ``fit`` to the trainer's settings, which already have its logger.
 
-    Args:
-        trainer: settings.
-        recorder: of the run; it gets a checkpoint saver unless checkpoints are disabled.
-        bar_title: text before the progress bar.
+    The recorder gets a checkpoint saver unless checkpoints are disabled.
     """
     trainer.val_check_interval *= trainer.accumulate_grad_batches  # Lightning counts micro-batches
     if trainer.logger is False:
