@@ -30,7 +30,7 @@ from nanogpt.generation.decoding import decode
 from nanogpt.generation.generate import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from nanogpt.generation.quantization import set_weights
 from nanogpt.generation.sampling import SamplingRule, uniform_streams
-from nanogpt.hardware import best_device, keep_memory
+from nanogpt.hardware import best_device, configure_allocator
 from nanogpt.insight import provenance
 from nanogpt.models import GPT, GPTConfig
 
@@ -100,7 +100,7 @@ def measure(kind: str, batch: int, device: str, options: argparse.Namespace) -> 
             kernels.install(model)
         prompt = torch.randint(65, (batch, model.block_size), device=device)
         return speed(plain_loop(model.to(device), prompt), options.steps, batch, MAX_SECONDS)
-    keep_memory()
+    configure_allocator()
     batch = min(batch, CPU_BATCH_SIZE if device == "cpu" else GPU_BATCH_SIZE)  # as in `predict`
     model = set_weights(kernels.install(model), kind, device)
     prompt = torch.randint(65, (batch, model.block_size), device=device)

@@ -23,13 +23,13 @@ from baseline import Sizes, Training
 from torch import Tensor, nn
 
 from nanogpt import kernels
-from nanogpt.hardware import best_device, keep_memory
+from nanogpt.hardware import best_device, configure_allocator
 from nanogpt.insight import provenance
 from nanogpt.insight.model_card import table
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.models.gpt import Attention
 from nanogpt.text.batches import Draw, Windows, evaluation_windows, gather, training_batches
-from nanogpt.training.lightning_module import mean_loss
+from nanogpt.training.lightning_module import cross_entropy_loss
 
 SIZES = Sizes(
     architecture="gpt",
@@ -94,11 +94,11 @@ def ours(
     torch.manual_seed(seed)
     model = build(variant, int(ids.max()) + 1).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=SIZES.learning_rate, fused=variant.fused)
-    high = len(ids) - SIZES.block_size
-    batches = training_batches(Draw(seed, SIZES.batch_size, high), 0)
+    num_offsets = len(ids) - SIZES.block_size
+    batches = training_batches(Draw(seed, SIZES.batch_size, num_offsets), 0)
 
     def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-        return mean_loss(model(inputs), targets)
+        return cross_entropy_loss(model(inputs), targets)
 
     run = torch.compile(loss_of) if variant.compiled else loss_of
 
@@ -120,7 +120,7 @@ def val_loss(model: nn.Module, ids: Tensor) -> float:
     total = 0.0
     for windows in evaluation_windows(len(ids) - 1, SIZES.block_size):
         inputs, targets = gather(ids, Windows(windows.offsets.to(ids.device), windows.length))
-        total += mean_loss(model(inputs), targets).item() * targets.numel()
+        total += cross_entropy_loss(model(inputs), targets).item() * targets.numel()
     model.train()
     return total / (len(ids) - 1)
 
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of each run")
     parser.add_argument("--json", type=Path, help="also write all losses to this file")
     options = parser.parse_args()
-    keep_memory()
+    configure_allocator()
     device = best_device()
     print(f"{provenance.machine(torch.device(device))}; {provenance.versions()}")
     print(f"{provenance.git_state()}; {platform.platform()}; {time.strftime('%Y-%m-%d')}\n")

@@ -29,7 +29,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         raise failed from error
 
 
-def sweep(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Remove the temporary files that killed processes left in a folder and its subfolders."""
     for partial in folder.rglob(f"{PREFIX}*"):
         if re.fullmatch(re.escape(PREFIX) + r"\w{8}", partial.name) and partial.is_dir():

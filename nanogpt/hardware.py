@@ -1,4 +1,4 @@
-"""Properties of the machine that decide between devices, dtypes and allocators."""
+"""Properties of the machine that determine devices, dtypes and allocators."""
 
 import ctypes
 import os
@@ -25,7 +25,7 @@ def fast_bf16(device_type: str) -> bool:
     return device_type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
-def keep_memory() -> None:
+def configure_allocator() -> None:
     """Make the process keep freed memory, and use large pages, on Linux with glibc.
 
     Activations and caches are large blocks, which glibc by default returns to the system at once;

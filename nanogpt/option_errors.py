@@ -39,7 +39,7 @@ def explain(message: str, options: Iterable[str]) -> str:
     """Return a parser's error message as one line that says what to do.
 
     Args:
-        message: of an ``ArgumentError`` of jsonargparse or argparse.
+        message: text of an ``ArgumentError`` of jsonargparse or argparse.
         options: the valid options, such as ``model.n_layer``.
     """
     if found := re.search(r"unrecognized arguments: (.*)", message):

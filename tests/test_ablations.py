@@ -312,7 +312,7 @@ def test_run_that_another_process_trains_is_an_error(
         return subprocess.CompletedProcess(command, 2, "", str(refused.value))
 
     monkeypatch.setattr(ablations, "subprocess", SimpleNamespace(run=run))
-    with pytest.raises(SystemExit, match="another command trains in"):
+    with pytest.raises(SystemExit, match="another command is training in"):
         ablations.train("quickstart.yaml", [], 1337, Path("out/1337"))
 
 

@@ -22,7 +22,7 @@ pytestmark = needs_browser
 
 HOSTILE = "<i>\nHe </div><script>document.title='bad'</script>\n"
 NAME = "<img src=x onerror=document.title='bad'>.txt"
-CUSTOM = {"train and val": 2, "beside n-gram counts": 8, "by position in the context": 1}
+CUSTOM = {"train and val": 2, "compared with n-gram counts": 8, "by position in the context": 1}
 VERSION = Path("lightning_logs/version_0")
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nanogpt import hardware
-from nanogpt.hardware import best_device, fast_bf16, keep_memory
+from nanogpt.hardware import best_device, configure_allocator, fast_bf16
 
 
 @pytest.mark.parametrize(("cuda", "expected"), [(True, "cuda"), (False, "cpu")])
@@ -48,18 +48,20 @@ def test_fast_bf16_does_not_query_the_gpu_for_other_devices(
 
 
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
-def test_keep_memory_does_nothing_on_other_systems(
+def test_configure_allocator_does_nothing_on_other_systems(
     platform: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware.sys, "platform", platform)
     monkeypatch.delattr(hardware.ctypes, "CDLL")
-    keep_memory()
+    configure_allocator()
 
 
-def test_keep_memory_ignores_a_libc_without_mallopt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configure_allocator_ignores_a_libc_without_mallopt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def no_libc(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(hardware.sys, "platform", "linux")
     monkeypatch.setattr(hardware.ctypes, "CDLL", no_libc)
-    keep_memory()
+    configure_allocator()

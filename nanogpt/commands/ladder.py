@@ -37,7 +37,7 @@ class Result:
         explanation: why it may not lower the loss, or "".
         losses: the best val loss of each seed.
         last_run: the run of the last seed.
-        folder: of that run.
+        folder: folder of that run.
     """
 
     name: str

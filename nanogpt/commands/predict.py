@@ -13,7 +13,7 @@ from tqdm import tqdm
 from nanogpt.errors import UserError
 from nanogpt.generation.generate import GenerationOptions, TextModel, generate, generate_many, load
 from nanogpt.generation.quantization import Weights
-from nanogpt.hardware import keep_memory
+from nanogpt.hardware import configure_allocator
 from nanogpt.notices import notice, program
 from nanogpt.option_errors import parse_options
 from nanogpt.text.files import read_text
@@ -30,7 +30,7 @@ class PredictOptions(GenerationOptions):
             drawn with it), or ``auto``: bf16 where it is fast, else fp32.
         prompt: the beginning of the text; by default, sampling starts after a line break.
         prompt_file: a file with the prompt, or ``-`` for stdin.
-        encoding: of the prompt file.
+        encoding: text encoding of the prompt file.
         on_unknown: ``error`` refuses a prompt with characters outside the model's vocabulary,
             ``skip`` drops them.
         interactive: read prompts from the terminal, one per line, and continue each.
@@ -84,13 +84,13 @@ def predict(options: PredictOptions) -> None:
     prompt = options.prompt
     if options.prompt_file is not None:
         prompt = read_text(options.prompt_file, options.encoding, "the prompt", "--prompt_file")[1]
-    keep_memory()
+    configure_allocator()
     model = load(options.ckpt_path, options.weights)
     prompt = drop_unknown(prompt, model.tokenizer, options.on_unknown)
     with nullcontext() if options.output is None else new_file(options.output) as file:
         print(f"sampling from {model.checkpoint}", file=sys.stderr)
         if options.interactive:
-            converse(model, options)
+            run_interactive(model, options)
         else:
             write_samples(model, prompt, options, [sys.stdout, file] if file else [sys.stdout])
 
@@ -140,7 +140,7 @@ def write_samples(
                 write(f"{prompt}{sample}\n\n", outputs)
 
 
-def converse(model: TextModel, options: PredictOptions) -> None:
+def run_interactive(model: TextModel, options: PredictOptions) -> None:
     """Continue each line of stdin until it ends; Ctrl-C ends the current sample only."""
     print("enter a prompt; Ctrl-C stops a sample, Ctrl-D exits", file=sys.stderr)
     while True:

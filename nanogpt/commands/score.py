@@ -50,7 +50,7 @@ def score(
         text: the path of a text file, or ``-`` for stdin.
         html: write a page to this path, with each character shaded by its surprisal.
         ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a checkpoint file.
-        encoding: of the text.
+        encoding: text encoding of the file.
         on_unknown: ``error`` refuses a text with characters outside the model's vocabulary,
             ``skip`` drops them.
     """

@@ -23,10 +23,14 @@ class Checkpoint:
     """A checkpoint of this project that has been read and checked.
 
     Args:
-        path: of the file.
+        path: path of the file.
         model: in evaluation mode and float32, on the CPU.
-        tokenizer: of the text it was trained on.
-        content: everything in the file, as Lightning saved it.
+        tokenizer: tokenizer of the training text.
+        content: everything in the file: ``hyper_parameters`` of the LightningModule, with the
+            vocabulary; ``state_dict``, the weights; ``optimizer_states``; ``lr_schedulers``;
+            ``global_step``; ``datamodule_hyper_parameters``; ``CharDataModule``, the identity of
+            the corpus; ``run``, the state of the RunRecorder (losses, random state); and entries
+            that only Lightning reads.
     """
 
     path: Path
@@ -95,7 +99,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         reason = ascii(" ".join(f"{kind}{error}".split())[:100])[1:-1]
         raise UserError(
-            f"{str(path)!r} is not a checkpoint of this version of the project ({reason}); "
+            f"{str(path)!r} cannot be read as a nanogpt checkpoint ({reason}); "
             "give the path of a .ckpt file from lightning_logs/version_N/checkpoints/"
         ) from error
     return Checkpoint(path, model.eval().float(), tokenizer, content)

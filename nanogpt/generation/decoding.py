@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from nanogpt.generation.quantization import cache_dtype
-from nanogpt.generation.replay import GraphedStep, Step, record_cuda_graph, trace, worth_tracing
-from nanogpt.generation.sampling import SamplingRule, draw, next_probabilities
+from nanogpt.generation.replay import GraphedStep, Step, record_cuda_graph, should_trace, trace
+from nanogpt.generation.sampling import SamplingRule, next_probabilities, sample_ids
 from nanogpt.models import Model
 from nanogpt.models.kv_cache import Cache
 
@@ -29,7 +29,7 @@ def prefill(model: Forward, cache: Cache, rule: SamplingRule, ids: Tensor, u: Te
 def decode_step(model: Forward, cache: Cache, rule: SamplingRule, ids: Tensor, u: Tensor) -> Tensor:
     """Read the next ids, (B, T); draw those that follow, (B,)."""
     logits = model(ids, cache)[:, -1].float()  # (B, V), of the last position
-    return draw(next_probabilities(logits, rule), u)
+    return sample_ids(next_probabilities(logits, rule), u)
 
 
 @torch.inference_mode()
@@ -62,7 +62,7 @@ def decode(
     block_size = model.block_size
     kept = block_size if context == "exact" else max(block_size // 2, 1)
     cache = model.new_cache(cache_dtype(model))
-    traced = worth_tracing(prompt, max_new_tokens)
+    traced = should_trace(prompt, max_new_tokens)
     forward: Forward = trace(model, cache, len(prompt)) if traced else model
     step: Step = partial(decode_step, forward, cache, rule)
     if prompt.device.type == "cuda":

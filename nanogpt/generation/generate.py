@@ -31,7 +31,7 @@ class TextModel:
 
     Args:
         model: in evaluation mode, on any device.
-        tokenizer: of the text it was trained on.
+        tokenizer: tokenizer of the training text.
         checkpoint: the file it was loaded from, if any.
     """
 
@@ -47,7 +47,7 @@ class GenerationOptions(SamplingRule):
     Args:
         max_new_tokens: maximum number of characters to generate.
         stop: strings at which the text ends; they are not part of it.
-        seed: of the random numbers; with fp32 weights, the text of a sample does not depend on the
+        seed: random seed; with fp32 weights, the text of a sample does not depend on the
             number of samples, up to rounding.
         context: how to continue a text longer than the model's ``block_size``: ``refill`` restarts
             the window from its last half whenever it is full, which is fast; ``exact`` always reads
@@ -115,9 +115,9 @@ def generate(
     for ids in _decode(text_model, prompt, options):
         if shown := stop.feed(text_model.tokenizer.decode(ids)):
             yield shown
-        if stop.met:
+        if stop.stopped:
             return
-    if held := stop.rest():
+    if held := stop.flush():
         yield held
 
 
@@ -148,13 +148,13 @@ def generate_many(
                 if options.stop:
                     for stop, character in zip(filters, tokenizer.decode(ids), strict=True):
                         stop.feed(character)
-                    if all(stop.met for stop in filters):
+                    if all(stop.stopped for stop in filters):
                         break
         except KeyboardInterrupt as error:  # yield the finished part before raising it
             interrupt = error
         for row in torch.stack(steps, dim=1) if steps else torch.empty(n, 0, dtype=torch.long):
             stop = StopStringFilter(options.stop)
-            yield stop.feed(tokenizer.decode(row)) + stop.rest()
+            yield stop.feed(tokenizer.decode(row)) + stop.flush()
         if interrupt:
             raise interrupt
 

@@ -25,7 +25,7 @@ Step = Callable[[Tensor, Tensor], Tensor]  # ids (B, 1), random numbers (B,) -> 
 Replay = Callable[[], Tensor]
 
 
-def worth_tracing(prompt: Tensor, max_new_tokens: int) -> bool:
+def should_trace(prompt: Tensor, max_new_tokens: int) -> bool:
     """Return whether tracing saves time for a prompt (B, T)."""
     is_small = len(prompt) <= MAX_TRACED_BATCH and prompt.device.type == "cpu"
     return is_small and max_new_tokens >= MIN_TRACED_STEPS

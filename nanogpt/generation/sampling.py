@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanogpt.errors import UserError
-from nanogpt.text.batches import mix
+from nanogpt.text.batches import hash_seed
 
 GREEDY_BELOW = 1e-6  # below this temperature only ties could be drawn differently
 STEPS_PER_DRAW = 64  # drawing the numbers of many steps in one call is faster
@@ -23,10 +23,10 @@ class SamplingRule:
     Args:
         temperature: divides the logits; 1 samples from the model's distribution, lower values
             favor likely characters, 0 always takes the most likely one.
-        top_k: only draw from the k most likely characters; None does not restrict.
+        top_k: only draw from the k most likely characters; null for no limit.
         top_p: only draw from the smallest set of most likely characters whose total probability is
             at least this, after temperature and ``top_k`` (nucleus sampling, Holtzman et al.,
-            2020); None does not restrict.
+            2020); null for no limit.
     """
 
     temperature: float = 1.0
@@ -69,14 +69,16 @@ def next_probabilities(logits: Tensor, rule: SamplingRule) -> Tensor:
     probabilities = logits.softmax(-1)
     if rule.top_p is not None and rule.top_p < 1:
         descending = probabilities.sort(-1, descending=True).values
-        kept = descending.cumsum(-1) - descending < rule.top_p  # those before do not reach top_p
+        kept = (
+            descending.cumsum(-1) - descending < rule.top_p
+        )  # cumulative probability before this character
         smallest = descending.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)  # (B, 1)
         probabilities = probabilities.masked_fill(probabilities < smallest, 0)
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     return probabilities
 
 
-def draw(probabilities: Tensor, u: Tensor) -> Tensor:
+def sample_ids(probabilities: Tensor, u: Tensor) -> Tensor:
     """Draw one id per row by inverting the cumulative distribution.
 
     Args:
@@ -103,10 +105,10 @@ def uniform_streams(
         seed: at least 0.
         num_samples: number of samples.
         first: index of the first sample.
-        device: of the result; the numbers are drawn on the CPU.
+        device: device of the result; the numbers are drawn on the CPU.
     """
     streams = [
-        torch.Generator().manual_seed(mix(seed, i)) for i in range(first, first + num_samples)
+        torch.Generator().manual_seed(hash_seed(seed, i)) for i in range(first, first + num_samples)
     ]
     while True:
         numbers = torch.stack([torch.rand(STEPS_PER_DRAW, generator=stream) for stream in streams])

@@ -1,6 +1,6 @@
 """Attention weights of every head, recomputed during a forward pass.
 
-The fused kernels do not store these weights, so a model pays for them only when they are asked for.
+The fused kernels do not store these weights, so they are recomputed on demand.
 """
 
 from typing import Any

@@ -14,7 +14,7 @@ class BigramConfig:
     """Settings of a bigram model.
 
     Args:
-        block_size: length of the training windows; the model itself only sees one character.
+        block_size: longest context, in characters; the bigram itself only sees one.
 
     Raises:
         ValueError: if ``block_size`` is below 1.

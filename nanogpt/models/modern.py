@@ -5,8 +5,8 @@
 - Squared ReLU (So et al., 2021); linears without bias.
 - Output projections and head initialized to zero, so that each block starts as the identity.
 - Soft-capped logits (Gemma 2, 2024).
-- Optional token shift (Peng et al., 2023): layers read a third of the channels one position late,
-  and a third two.
+- Optional token shift (Peng et al., 2023): each layer delays one third of the channels by one
+  position and another third by two.
 - Optional token noise in training: some input characters are random, as in BERT (Devlin et al.,
   2018).
 
@@ -39,7 +39,8 @@ class ModernConfig:
         dropout: probability of zeroing an activation during training, in [0, 1).
         token_noise: probability of replacing an input character by a random one during training,
             in [0, 1).
-        token_shift: whether layers read two thirds of the channels one or two positions late.
+        token_shift: whether each layer delays one third of the channels by one position and another
+            third by two.
 
     Raises:
         ValueError: if a size is below 1 or does not divide, or a probability is not in [0, 1).
@@ -108,9 +109,9 @@ def corrupt_tokens(ids: Tensor, probability: float, vocab_size: int) -> Tensor:
 
 
 def token_shift(x: Tensor, cache: ShiftCache | None = None) -> Tensor:
-    """Read a third of the channels one position late and a third two: (B, T, C) to (B, T, C).
+    """Delay one third of the channels of (B, T, C) by one position and another third by two.
 
-    Positions before the first are zeros. With C of 2 or 4, only one position late is used.
+    Positions before the first are zeros. With C of 2 or 4, only the delay by one is used.
     """
     T = x.shape[1]
     padded = F.pad(x, (0, 0, 2, 0)) if cache is None else cache.append(x)  # (B, 2 + T, C)

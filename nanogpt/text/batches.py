@@ -2,7 +2,8 @@
 
 A window is ``block_size`` characters from an offset and, as targets, the same ones shifted by one.
 The *global* batch of an optimizer step depends only on (seed, step). A resumed run, a run on
-several devices and a run that accumulates micro-batches use the same windows, each its slice.
+several devices and a run that accumulates micro-batches use the same windows; each process
+takes its slice.
 
 Windows are drawn with replacement, at any offset, or without: then each epoch divides the text into
 windows, at a new first offset, and uses each of them once.
@@ -23,16 +24,16 @@ class Draw(NamedTuple):
     """How the training windows of a run are drawn.
 
     Args:
-        seed: of the run.
+        seed: random seed of the run.
         batch_size: windows in the global batch of an optimizer step, B.
-        high: offsets are in [0, high).
+        num_offsets: number of possible offsets, which are in [0, num_offsets).
         stride: None to draw offsets uniformly, with replacement; otherwise the distance between
             windows drawn without replacement, which is their length.
     """
 
     seed: int
     batch_size: int
-    high: int
+    num_offsets: int
     stride: int | None = None
 
 
@@ -43,7 +44,7 @@ class Windows(NamedTuple):
     length: int
 
 
-def mix(seed: int, stream: int) -> int:
+def hash_seed(seed: int, stream: int) -> int:
     """Hash a seed and the number of a stream to 32 bits, all that torch's CPU generator uses."""
     mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9) % 2**64
     mixed = ((mixed ^ (mixed >> 31)) * 0x94D049BB133111EB) % 2**64
@@ -51,32 +52,34 @@ def mix(seed: int, stream: int) -> int:
 
 
 @lru_cache(maxsize=2)
-def _offsets(seed: int, chunk: int, batch_size: int, high: int) -> Tensor:
-    generator = torch.Generator().manual_seed(mix(seed, chunk))
-    return torch.randint(high, (STEPS_PER_DRAW, batch_size), generator=generator)
+def _offsets(seed: int, chunk: int, batch_size: int, num_offsets: int) -> Tensor:
+    generator = torch.Generator().manual_seed(hash_seed(seed, chunk))
+    return torch.randint(num_offsets, (STEPS_PER_DRAW, batch_size), generator=generator)
 
 
 @lru_cache(maxsize=2)
-def _epoch_offsets(seed: int, epoch: int, high: int, stride: int) -> Tensor:
+def _epoch_offsets(seed: int, epoch: int, num_offsets: int, stride: int) -> Tensor:
     """Return an epoch's offsets in random order; the lowest is random in [0, stride).
 
     All epochs have the same number of windows, so a window's number gives its epoch. The remainder
     at the end of the text is not used.
     """
-    generator = torch.Generator().manual_seed(mix(seed, epoch))
-    first = torch.randint(min(stride, high), (1,), generator=generator)
-    return first + stride * torch.randperm(max(high // stride, 1), generator=generator)
+    generator = torch.Generator().manual_seed(hash_seed(seed, epoch))
+    first = torch.randint(min(stride, num_offsets), (1,), generator=generator)
+    return first + stride * torch.randperm(max(num_offsets // stride, 1), generator=generator)
 
 
 def batch_offsets(draw: Draw, step: int) -> Tensor:
     """Return the offsets of the global batch of an optimizer step, counted from 0: (B,) int64."""
-    seed, batch_size, high, stride = draw
+    seed, batch_size, num_offsets, stride = draw
     if stride is None:
-        return _offsets(seed, step // STEPS_PER_DRAW, batch_size, high)[step % STEPS_PER_DRAW]
+        return _offsets(seed, step // STEPS_PER_DRAW, batch_size, num_offsets)[
+            step % STEPS_PER_DRAW
+        ]
     parts, first, end = [], step * batch_size, (step + 1) * batch_size
     while first < end:  # a batch may extend into the next epochs
-        epoch, start = divmod(first, max(high // stride, 1))
-        parts.append(_epoch_offsets(seed, epoch, high, stride)[start : start + end - first])
+        epoch, start = divmod(first, max(num_offsets // stride, 1))
+        parts.append(_epoch_offsets(seed, epoch, num_offsets, stride)[start : start + end - first])
         first += len(parts[-1])
     return torch.cat(parts)
 
@@ -99,19 +102,21 @@ def training_batches(
         step += 1
 
 
-def evaluation_windows(n_targets: int, block_size: int, high: int | None = None) -> list[Windows]:
+def evaluation_windows(
+    n_targets: int, block_size: int, last_offset: int | None = None
+) -> list[Windows]:
     """Return batches of windows with ``n_targets`` targets in total.
 
     Args:
         n_targets: number of characters to predict; all windows but the last are full.
         block_size: characters in a full window, T.
-        high: None for consecutive windows from offset 0; otherwise they are evenly spaced over the
-            offsets [0, high].
+        last_offset: None for consecutive windows from offset 0; otherwise they are evenly
+            spaced over the offsets [0, last_offset].
     """
     n_full, remainder = divmod(n_targets, block_size)
     offsets = torch.arange(n_full + (remainder > 0)) * block_size
-    if high is not None:
-        offsets = torch.arange(len(offsets)) * high // max(len(offsets) - 1, 1)
+    if last_offset is not None:
+        offsets = torch.arange(len(offsets)) * last_offset // max(len(offsets) - 1, 1)
     per_batch = max(EVALUATION_CHARACTERS // block_size, 1)
     batches = [Windows(part, block_size) for part in offsets[:n_full].split(per_batch) if len(part)]
     return batches + ([Windows(offsets[n_full:], remainder)] if remainder else [])

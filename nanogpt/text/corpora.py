@@ -49,7 +49,7 @@ def load_corpus(
 
     Args:
         corpus: ``tiny_shakespeare``, ``pastiche`` or a path.
-        encoding: of a file; ignored for the other two.
+        encoding: text encoding of the file; ignored for the other two.
         offline_corpus: the corpus to use if tiny Shakespeare is not on disk and cannot be
             downloaded; None raises an error instead.
 

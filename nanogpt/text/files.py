@@ -10,7 +10,7 @@ def read_file(path: str, name: str, hint: str) -> bytes:
     """Return the bytes of a file; raise UserError if it does not exist or cannot be read.
 
     Args:
-        path: of a regular file; reading a FIFO or a device might never end.
+        path: path of a regular file; reading a FIFO or a device might never end.
         name: what to call the file in an error message, such as ``the corpus``.
         hint: the end of the error message: the option to pass and the values it takes.
     """
@@ -50,8 +50,8 @@ def read_text(path: str, encoding: str, name: str, option: str) -> tuple[str, st
     """Return the name and the text of a file, or of standard input for ``-``, or raise UserError.
 
     Args:
-        path: of the file.
-        encoding: of its text.
+        path: path of the file, or ``-``.
+        encoding: text encoding of the file.
         name: what to call the text in an error message, such as ``the prompt``.
         option: the option that takes the path.
     """

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from nanogpt.atomic import sweep, write_atomically
+from nanogpt.atomic import remove_partial_files, write_atomically
 from nanogpt.errors import UserError
 from nanogpt.generation.generate import sample_text
 from nanogpt.insight.reference import Losses, best_losses
@@ -31,7 +31,7 @@ SAMPLE_CHARACTERS = 200  # at each evaluation
 CHARTS = {
     "loss": {
         "train and val": ["Multiline", ["loss/train", "loss/val"]],
-        "beside n-gram counts": ["Multiline", ["loss/train", "loss/val", "ngrams/.*"]],
+        "compared with n-gram counts": ["Multiline", ["loss/train", "loss/val", "ngrams/.*"]],
         "by position in the context": ["Multiline", ["loss_by_position/val"]],
     }
 }
@@ -49,7 +49,7 @@ class RunRecorder(Callback):
         save_config: writes the whole config to a path, after the model and the data are built.
         print_header: prints the lines before training.
         same_folder: whether the run resumes in the folder of its earlier part.
-        saver: of checkpoints; None to save none.
+        saver: saves the checkpoints; None to save none.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class RunRecorder(Callback):
             trainer.logger.experiment.add_custom_scalars(CHARTS)
         folder = Path(trainer.logger.log_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
+        remove_partial_files(folder)
         self.save_config(folder / "config.yaml")
         content = yaml.safe_dump(plain, allow_unicode=True)
         write_atomically(folder / "hparams.yaml", content.encode())
@@ -114,8 +114,8 @@ class RunRecorder(Callback):
             self.earlier_seconds = saved["seconds"]
         else:
             notice(
-                "the checkpoint has no evaluations and no random state, as one that was not saved "
-                "by `fit`: the resumed run is not bit-exact"
+                "the checkpoint has no evaluations and no random state (it was probably not saved "
+                "by `fit`): the resumed run is not bit-exact"
             )
 
     def on_save_checkpoint(
@@ -229,7 +229,7 @@ class RunRecorder(Callback):
         logger.experiment.add_text("sample", indented, step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step, also if it was not evaluated."""
+        """Save the last step, even if it was not evaluated."""
         if self.saver:
             self.saver.save(trainer)
 

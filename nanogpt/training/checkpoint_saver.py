@@ -30,6 +30,9 @@ class CheckpointSaver:
     def save(self, trainer: L.Trainer, is_best: bool | None = None) -> Path | None:
         """Save the current step as ``last.ckpt``, and first as ``best.ckpt`` if it is the best.
 
+        ``RunRecorder`` calls this after each evaluation and at the end of the run, and
+        ``stop_run`` on a signal.
+
         Args:
             trainer: between two steps.
             is_best: whether this step has the lowest val loss so far; None if it has none.

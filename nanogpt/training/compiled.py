@@ -26,7 +26,7 @@ from nanogpt.training.resume import get_random_state, set_random_state
 
 Choice = bool | Literal["auto"]
 
-MIN_AUTO_STEPS = 1000  # a guess: shorter runs may not win back the time of compilation
+MIN_AUTO_STEPS = 1000  # a guess: shorter runs may not recoup the time of compilation
 TRIAL_RUNS = 3  # CUDA graphs warm up, then record, then replay
 
 

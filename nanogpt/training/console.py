@@ -32,8 +32,8 @@ def warn_about_replaced_corpus(corpus: corpora.Corpus) -> None:
         f"{rule}\n"
         f"!  {corpus.stands_in_for} is not on this machine and could not be downloaded: "
         f"{corpus.failure}.\n"
-        f"!  The built-in {corpus.name} replaces it, so losses do not compare with those of other "
-        "work.\n"
+        f"!  The built-in {corpus.name} replaces it, so losses are not comparable with those of "
+        "other work.\n"
         f"!  To train on the real text, download {corpora.URL}\n"
         f"!  and save it as {Path('data') / corpora.FILE}.\n"
         f"{rule}",
@@ -69,7 +69,7 @@ def print_header(trainer: L.Trainer, model: LanguageModel, data: CharDataModule)
     if flop_per_step * steps > LONG_ON_CPU:
         hours = measure_step(trainer, model, data) * steps / 3600
         model.print(
-            f"this will take about {hours:.1f} hours on this CPU; --config quickstart trains a "
+            f"estimated time: about {hours:.1f} hours on this CPU; --config quickstart trains a "
             "smaller model in minutes"
         )
 
@@ -107,7 +107,7 @@ def print_result(
     if reference and data.corpus.sha256 != corpora.SHA256:
         print(f"no comparison with the reference: the corpus is {data.corpus.name}")
     elif table := comparison_table(history, reference_curve(reference, data.corpus.sha256)):
-        print(f"\nbeside the reference's {reference}:\n{table}")
+        print(f"\ncompared with the reference's {reference}:\n{table}")
     if data.corpus.stands_in_for:
         warn_about_replaced_corpus(data.corpus)
     if checkpoint:

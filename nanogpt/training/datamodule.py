@@ -27,16 +27,16 @@ class CharDataModule(L.LightningDataModule):
 
     Args:
         corpus: ``tiny_shakespeare``, ``pastiche``, or the path of a text file.
-        encoding: of that file.
+        encoding: text encoding of the corpus file.
         val_fraction: fraction of the text, at its end, that is the val split.
         batch_size: number of windows in an optimizer step, over all devices and micro-batches.
         replacement: draw windows independently, at any offset; if false, each epoch divides the
             train split into windows anew and uses each once.
         offline_corpus: replaces tiny Shakespeare if that is not on disk and cannot be downloaded;
             null raises an error instead.
-        block_size: number of characters in a window: that of the model.
-        seed: of the windows: that of the run.
-        vocabulary: of the model, if it is known; null takes that of the corpus.
+        block_size: number of characters in a window, set from the block size of the model.
+        seed: random seed of the windows, set from the seed of the run.
+        vocabulary: characters of the model, if known; null takes those of the corpus.
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class CharDataModule(L.LightningDataModule):
     @property
     def draw(self) -> Draw:
         """The parameters of drawing training windows."""
-        high = len(self.splits["train"]) - self.block_size
+        num_offsets = len(self.splits["train"]) - self.block_size
         stride = None if self.replacement else self.block_size
-        return Draw(self.seed, self.batch_size, high, stride)
+        return Draw(self.seed, self.batch_size, num_offsets, stride)
 
     @cached_property
     def ngrams(self) -> list[NGram]:
@@ -143,10 +143,10 @@ class CharDataModule(L.LightningDataModule):
         """Return the whole val split, and evenly spaced windows of the train split, as many."""
         n_targets = len(self.splits["val"]) - 1
         n_train = len(self.splits["train"])
-        high, n_train_targets = n_train - 1 - self.block_size, min(n_targets, n_train - 1)
+        last_offset, n_train_targets = n_train - 1 - self.block_size, min(n_targets, n_train - 1)
         return [
             EvaluationLoader(evaluation_windows(n_targets, self.block_size)),
-            EvaluationLoader(evaluation_windows(n_train_targets, self.block_size, high)),
+            EvaluationLoader(evaluation_windows(n_train_targets, self.block_size, last_offset)),
         ]
 
     def on_after_batch_transfer(

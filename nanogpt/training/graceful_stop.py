@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as requests to stop, granted once the current step can be saved."""
+"""Stop after the current step on Ctrl-C or SIGTERM."""
 
 import signal
 import threading

@@ -5,7 +5,7 @@ import os
 import torch
 
 from nanogpt.errors import UserError
-from nanogpt.hardware import fast_bf16, keep_memory
+from nanogpt.hardware import configure_allocator, fast_bf16
 
 
 def device_type(accelerator: str) -> str:
@@ -21,7 +21,7 @@ def device_type(accelerator: str) -> str:
 
 def configure_process() -> None:
     """Apply the process-wide settings that make any run faster."""
-    keep_memory()
+    configure_allocator()
     torch.set_float32_matmul_precision("high")  # TF32 on NVIDIA GPUs that have it
 
 
@@ -35,8 +35,8 @@ def choose_precision(precision: str, device: str) -> tuple[str, str | None]:
         return precision, None
     if device == "cuda":
         instead = "16-mixed" if torch.cuda.get_device_capability()[0] == 7 else "32-true"
-        return instead, f"this GPU has no bf16 units: precision {instead} instead of {precision}"
-    return "32-true", f"bf16 is slow on this {device.upper()}: 32-true instead of {precision}"
+        return instead, f"this GPU lacks bf16 support: using {instead} instead of {precision}"
+    return "32-true", f"bf16 is slow on this {device.upper()}: using 32-true instead of {precision}"
 
 
 def check_memory(n_bytes: int) -> None:

@@ -74,6 +74,11 @@ class CLI(LightningCLI):
         """Add the options that are not Lightning's."""
         options.add_options(parser)
 
+    def _prepare_subcommand_parser(self, *args: Any, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(*args, **kwargs)
+        options.set_ckpt_path_help(parser)
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the options; raise a one-line error if they are not valid."""
         try:

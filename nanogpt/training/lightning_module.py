@@ -187,9 +187,9 @@ class LanguageModel(L.LightningModule):
 
 def next_character_loss(net: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     """Return the mean loss of a network on ids (B, T) and targets (B, T), in nats per character."""
-    return mean_loss(net(ids), targets)
+    return cross_entropy_loss(net(ids), targets)
 
 
-def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the mean cross-entropy of logits (B, T, V) and targets (B, T), in nats."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

@@ -48,13 +48,24 @@ def add_options(parser: LightningArgumentParser) -> None:
         "--compile",
         type=bool | Literal["auto"],
         default="auto",
-        help="compile the training step; auto: on CUDA, for GPTs and at least 1,000 steps",
+        help="compile the training step; auto: on CUDA, for runs of at least 1,000 "
+        "steps and every architecture but bigram and ablated_gpt",
     )
     for name, (kind, description) in model_settings().items():
         parser.add_argument(f"--model.{name}", type=kind | None, default=None, help=description)
     source = ("model.architecture", "model.block_size")
     parser.link_arguments(source, "data.block_size", compute_fn=block_size_of)
     parser.link_arguments("seed_everything", "data.seed", int)  # a bool becomes a number
+
+
+def set_ckpt_path_help(parser: LightningArgumentParser) -> None:
+    """Replace Lightning's help of ``--ckpt_path``, which names other values."""
+    for action in parser._actions:
+        if action.dest == "ckpt_path":
+            action.help = (
+                "checkpoint to resume (fit) or evaluate (validate): best or last of the newest "
+                "run, a run folder, or a checkpoint file"
+            )
 
 
 def model_settings() -> dict[str, tuple[Any, str]]:
@@ -70,9 +81,10 @@ def model_settings() -> dict[str, tuple[Any, str]]:
             kind = list[str] if get_origin(types[field.name]) is tuple else types[field.name]
             other_kind, text = settings.get(field.name, (kind, docs.get(field.name) or ""))
             settings[field.name] = other_kind | kind, text
-            defaults.setdefault(field.name, []).append(f"{architecture} {field.default}")
+            if field.default is not None:
+                defaults.setdefault(field.name, []).append(f"{architecture} {field.default}")
     return {
-        name: (kind, f"{text} (default: {', '.join(defaults[name])})")
+        name: (kind, f"{text} (default: {', '.join(defaults[name])})" if name in defaults else text)
         for name, (kind, text) in settings.items()
     }
 
@@ -108,7 +120,9 @@ def check_sections(settings: Namespace) -> None:
     """Raise a ``UserError`` if model, data or trainer is no section or the seed out of range."""
     for name in ("model", "data", "trainer"):
         if not isinstance(settings[name], Namespace):
-            raise UserError(f"{name} cannot be {settings[name]!r}; it takes settings")
+            raise UserError(
+                f"{name} cannot be {settings[name]!r}; it must be a section of settings"
+            )
     seed = settings.seed_everything
     if not 0 <= seed < 2**32:
         raise UserError(f"seed_everything must be a whole number from 0 to 2^32 - 1, not {seed}")

@@ -2,7 +2,8 @@
 
 A checkpoint holds a completed optimizer step. The next windows, the counters of Lightning's loops
 and the learning rate follow from the number of that step and the settings, so they are computed
-here, and the loop state that Lightning saves is left out.
+here, and the loop state that Lightning saves is left out. ``RunRecorder`` in ``callbacks.py`` calls
+these functions when it saves and restores a run.
 """
 
 from collections.abc import Mapping

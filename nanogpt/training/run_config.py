@@ -67,7 +67,7 @@ def notice_differences(saved: str, current: str, defaults: str) -> None:
     was = default | was
     for name, value in now.items():
         if name in was and name not in NOT_COMPARED and value != was[name]:
-            notice(f"{name} {value!r} instead of the run's {was[name]!r}")
+            notice(f"{name} changed from {was[name]!r} to {value!r}")
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -21,11 +21,13 @@ def lock_folder(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise UserError(f"another command trains in {folder}: wait for it, or stop it") from error
+        raise UserError(
+            f"another command is training in {folder}: wait for it, or stop it"
+        ) from error
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
-        notice(f"{folder} cannot be locked: start no other command that trains in it")
+        notice(f"could not lock {folder}: do not train in it from another process")
     try:
         yield
     finally:

@@ -1,4 +1,8 @@
-"""The learning rate as a function of the optimizer step."""
+"""The learning rate as a function of the optimizer step.
+
+Called by ``LanguageModel.configure_optimizers``, and by ``resume.py`` for the rate of a
+resumed run.
+"""
 
 import math
 from collections.abc import Mapping

@@ -59,8 +59,8 @@ def fit_stage(argv: list[str], title: str, folder: Path, announce: bool) -> Stag
 
     Args:
         argv: the options of ``fit``.
-        title: of the progress bar.
-        folder: of the run.
+        title: title of the progress bar.
+        folder: folder of the run.
         announce: whether to warn that another corpus replaces a missing one.
 
     Raises:

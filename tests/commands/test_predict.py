@@ -16,7 +16,7 @@ from nanogpt.generation import generate as generate_module
 from nanogpt.generation.generate import generate, generate_many, load
 from nanogpt.models import build_model
 from tests.command_lines import Outcome, Run, is_one_line
-from tests.models.oracles import DIVIDING, loud
+from tests.models.oracles import DIVIDING, randomize
 
 LETTERS = "\n abcdefgé🎭"
 SETTINGS: dict[str, Any] = {**DIVIDING, "block_size": 8, "vocab_size": len(LETTERS)}
@@ -26,7 +26,7 @@ BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A checkpoint in the format of `fit`, of a model with random weights."""
-    weights = loud(build_model("gpt", **SETTINGS)).float().state_dict()
+    weights = randomize(build_model("gpt", **SETTINGS)).float().state_dict()
     hparams = {"architecture": "gpt", "vocabulary": LETTERS, **SETTINGS}
     content = {
         "state_dict": {f"net.{name}": weight for name, weight in weights.items()},

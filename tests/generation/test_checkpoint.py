@@ -127,7 +127,7 @@ def test_any_other_file_is_refused_in_one_line_and_runs_no_code(wrong: Callable[
     with pytest.raises(UserError) as error:
         read_checkpoint(path)
     assert "\n" not in str(error.value)
-    assert "'model.ckpt' is not a checkpoint of this version" in str(error.value)
+    assert "'model.ckpt' cannot be read as a nanogpt checkpoint" in str(error.value)
     assert len(str(error.value)) < 300
     assert [found.name for found in Path().iterdir()] == ["model.ckpt"]
 
@@ -139,7 +139,7 @@ def test_unchanged_checkpoint_is_accepted() -> None:
 
 def test_folder_and_missing_file_are_refused() -> None:
     for path in (Path(), Path("missing.ckpt")):
-        with pytest.raises(UserError, match="not a checkpoint"):
+        with pytest.raises(UserError, match="cannot be read as a nanogpt checkpoint"):
             read_checkpoint(path)
 
 
@@ -169,13 +169,13 @@ def test_damaged_checkpoint_is_replaced_by_the_other_one_with_a_notice(
 
 def test_damaged_checkpoint_is_an_error_without_an_intact_one(run_folder: Path) -> None:
     best = run_folder / "checkpoints" / "best.ckpt"
-    with pytest.raises(UserError, match="is not a checkpoint"):  # a file name has no fallback
+    with pytest.raises(UserError, match="cannot be read as a"):  # a file name has no fallback
         load_checkpoint(str(best))
     best.with_name("last.ckpt").write_bytes(b"")
     with pytest.raises(UserError, match=r"neither .*best.ckpt nor last.ckpt .* --ckpt_path"):
         load_checkpoint()
     best.with_name("last.ckpt").unlink()
-    with pytest.raises(UserError, match="is not a checkpoint"):
+    with pytest.raises(UserError, match="cannot be read as a"):
         load_checkpoint()
 
 

@@ -14,7 +14,7 @@ from nanogpt.generation.decoding import Context, decode
 from nanogpt.generation.sampling import SamplingRule, uniform_streams
 from nanogpt.models import build_model
 from nanogpt.models.kv_cache import Cache
-from tests.models.oracles import RAGGED, loud_gpt, loud_models
+from tests.models.oracles import RAGGED, random_gpt, random_models
 
 BLOCK = 6
 DEFAULT_RULE = SamplingRule()
@@ -120,7 +120,7 @@ def uncached(
 def test_decoded_ids_equal_those_of_the_plain_loop(
     rule: SamplingRule, context: Context, block_size: int
 ) -> None:
-    gpt = loud_gpt({**RAGGED, "block_size": block_size, "n_layer": 1})
+    gpt = random_gpt({**RAGGED, "block_size": block_size, "n_layer": 1})
     for length in {1, block_size, block_size + 1, 3 * block_size}:
         prompt = prompts(1, length)
         drawn = run(gpt, prompt, 10, rule, context)
@@ -143,14 +143,14 @@ def test_context_lengths_by_hand(block_size: int, context: Context, expected: li
 
 @every_context
 def test_only_the_last_block_of_a_long_prompt_is_used(context: Context) -> None:
-    gpt, prompt = loud_gpt({**RAGGED, "block_size": BLOCK}), prompts(1, 3 * BLOCK)
+    gpt, prompt = random_gpt({**RAGGED, "block_size": BLOCK}), prompts(1, 3 * BLOCK)
     last = run(gpt, prompt[:, -BLOCK:], 10, context=context)
     assert run(gpt, prompt, 10, context=context).equal(last)
 
 
 # the cache
 
-MODELS = loud_models(BLOCK)
+MODELS = random_models(BLOCK)
 CASES = [(1, 1), (7, 1), (1, BLOCK), (7, BLOCK), (1, BLOCK + 1), (7, 3 * BLOCK)]
 
 
@@ -197,7 +197,7 @@ def test_cached_logits_are_equal_in_float32(name: str, context: Context) -> None
 def test_a_step_computes_one_position_unless_the_window_moves(
     block_size: int, context: Context, expected: list[int]
 ) -> None:
-    spy = Spy(loud_gpt({**RAGGED, "block_size": block_size}))
+    spy = Spy(random_gpt({**RAGGED, "block_size": block_size}))
     run(spy, prompts(1, 3), 12, context=context)
     assert spy.lengths == expected
 
@@ -216,7 +216,7 @@ def test_refills_are_at_least_half_a_block_apart() -> None:
 
 @RULES
 def test_rows_of_a_batch_are_independent(rule: SamplingRule) -> None:
-    gpt, prompt = loud_gpt({**RAGGED, "block_size": BLOCK}), prompts(7, 3)
+    gpt, prompt = random_gpt({**RAGGED, "block_size": BLOCK}), prompts(7, 3)
     drawn = run(gpt, prompt, 15, rule)
     for i in range(7):
         single = decode(gpt, prompt[i : i + 1], 15, rule, u_stream(1, first=i))
@@ -238,7 +238,7 @@ def test_number_of_ids(n: int) -> None:
 
 
 def test_prompt_is_not_changed_and_may_be_uint8() -> None:
-    gpt, prompt = loud_gpt({**RAGGED, "block_size": BLOCK}), prompts(2, 9)
+    gpt, prompt = random_gpt({**RAGGED, "block_size": BLOCK}), prompts(2, 9)
     before, small = prompt.clone(), prompt.to(torch.uint8)
     assert run(gpt, small, 5).equal(run(gpt, prompt, 5))
     assert prompt.equal(before)
@@ -257,7 +257,7 @@ def statistic(drawn_by: SamplingRule, rule: SamplingRule) -> float:
     and Hilferty (1931), or infinity if a pair of probability 0 is drawn. The second id is drawn
     after a refill.
     """
-    gpt = loud_gpt({"vocab_size": 4, "block_size": 3, "n_layer": 1, "n_head": 1, "n_embd": 4})
+    gpt = random_gpt({"vocab_size": 4, "block_size": 3, "n_layer": 1, "n_head": 1, "n_embd": 4})
     u = torch.rand(2, N, generator=torch.Generator().manual_seed(2))
 
     def distribution(*ids: int) -> Tensor:

@@ -20,14 +20,14 @@ from nanogpt.generation.generate import (
 )
 from nanogpt.generation.sampling import uniform_streams
 from nanogpt.text.tokenizer import Tokenizer
-from tests.models.oracles import DIVIDING, loud_gpt
+from tests.models.oracles import DIVIDING, random_gpt
 
 SIZE: dict[str, Any] = {**DIVIDING, "block_size": 6, "vocab_size": 9}
 LETTERS = "\nabcdefgh"
 
 
 def text_model(dropout: float = 0.0) -> TextModel:
-    return TextModel(loud_gpt(SIZE, dropout).eval(), Tokenizer(LETTERS))
+    return TextModel(random_gpt(SIZE, dropout).eval(), Tokenizer(LETTERS))
 
 
 def one(model: TextModel, *args: Any, **settings: Any) -> str:
@@ -223,7 +223,7 @@ def test_sample_text_does_not_change_random_state_mode_or_gradients(
 
 
 def test_model_can_be_trained_after_sample_text() -> None:
-    gpt = loud_gpt(SIZE).train()
+    gpt = random_gpt(SIZE).train()
     sample_text(gpt, Tokenizer(LETTERS), 30, 5)
     gpt(torch.tensor([[1, 2, 3]])).sum().backward()
     assert all(parameter.grad is not None for parameter in gpt.parameters())

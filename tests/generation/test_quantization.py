@@ -14,7 +14,7 @@ from nanogpt.generation import quantization as module
 from nanogpt.generation.quantization import Int8Linear, cache_dtype, int8_engine, set_weights
 from nanogpt.models import GPT, build_model
 from nanogpt.models.ablated_gpt import PARTS
-from tests.models.oracles import loud_gpt
+from tests.models.oracles import random_gpt
 
 SIZES: dict[str, Any] = {
     "vocab_size": 33,
@@ -55,7 +55,7 @@ def built(architecture: str, **settings: Any) -> Any:
 @outside
 def gpt() -> GPT:
     """Return a GPT in float32 whose logits depend on all weights."""
-    return loud_gpt(SIZES, installed=True).float().eval()
+    return random_gpt(SIZES, installed=True).float().eval()
 
 
 @outside

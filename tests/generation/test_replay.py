@@ -13,16 +13,16 @@ from nanogpt import kernels
 from nanogpt.generation import decoding, replay
 from nanogpt.generation.decoding import decode, decode_step, prefill
 from nanogpt.generation.quantization import cache_dtype, set_weights
-from nanogpt.generation.replay import GraphedStep, trace, worth_tracing
+from nanogpt.generation.replay import GraphedStep, should_trace, trace
 from nanogpt.generation.sampling import SamplingRule, uniform_streams
 from nanogpt.models.gpt import CausalSelfAttention
 from nanogpt.models.kv_cache import Cache, LayerCache
-from tests.models.oracles import RAGGED, loud_gpt, loud_models
+from tests.models.oracles import RAGGED, random_gpt, random_models
 
 BLOCK = 6
 RULE = SamplingRule(0.9, 9, 0.9)
-GPT = loud_gpt({**RAGGED, "block_size": BLOCK})
-MODELS = loud_models(BLOCK)
+GPT = random_gpt({**RAGGED, "block_size": BLOCK})
+MODELS = random_models(BLOCK)
 TRACEABLE = [name for name in MODELS if name != "bigram"]
 
 
@@ -86,11 +86,11 @@ def test_traced_logits_are_bit_exact(name: str, weights: Any) -> None:
 
 
 def test_only_long_texts_in_small_batches_on_a_cpu_are_traced() -> None:
-    assert worth_tracing(prompt(1), 1000)
-    assert worth_tracing(prompt(16), 1000)
-    assert not worth_tracing(prompt(1), 999)
-    assert not worth_tracing(prompt(17), 1000)
-    assert not worth_tracing(prompt(1).to("meta"), 1000)
+    assert should_trace(prompt(1), 1000)
+    assert should_trace(prompt(16), 1000)
+    assert not should_trace(prompt(1), 999)
+    assert not should_trace(prompt(17), 1000)
+    assert not should_trace(prompt(1).to("meta"), 1000)
 
 
 def branching(self: CausalSelfAttention, x: Tensor, cache: LayerCache | None = None) -> Tensor:
@@ -124,7 +124,7 @@ def test_a_failed_trace_leaves_the_model_and_an_empty_cache(
 def test_models_with_a_short_block_are_decoded_without_a_trace(
     block_size: int, request: pytest.FixtureRequest
 ) -> None:
-    model = loud_models(block_size)["gpt"]
+    model = random_models(block_size)["gpt"]
     expected = drawn(model, 2)
     request.getfixturevalue("always_trace")
     assert drawn(model, 2).equal(expected)
@@ -187,7 +187,7 @@ def test_graphs_are_not_used_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_graphs_draw_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpt, start = loud_gpt({**RAGGED, "block_size": BLOCK}).cuda(), prompt(3).cuda()
+    gpt, start = random_gpt({**RAGGED, "block_size": BLOCK}).cuda(), prompt(3).cuda()
     with_graphs = list(decode(gpt, start, 60, RULE, u_stream(3, "cuda")))
     monkeypatch.setattr(decoding, "GraphedStep", lambda step, *_: step)
     without = list(decode(gpt, start, 60, RULE, u_stream(3, "cuda")))

@@ -13,8 +13,8 @@ from nanogpt.errors import UserError
 from nanogpt.generation.sampling import (
     STEPS_PER_DRAW,
     SamplingRule,
-    draw,
     next_probabilities,
+    sample_ids,
     uniform_streams,
 )
 
@@ -168,14 +168,14 @@ def test_rule_out_of_range_is_refused(rule: dict[str, float], name: str) -> None
 def test_drawn_id_is_the_first_whose_cumulative_probability_exceeds_u(
     distribution: list[float], u: float, expected: int
 ) -> None:
-    drawn = draw(torch.tensor([distribution]).float(), torch.tensor([u]))
+    drawn = sample_ids(torch.tensor([distribution]).float(), torch.tensor([u]))
     assert drawn.tolist() == [expected]
     assert drawn.dtype == torch.int64
 
 
 def test_evenly_spaced_numbers_draw_ids_in_proportion_to_their_probabilities() -> None:
     u = torch.arange(1600) / 1600
-    drawn = draw(next_probabilities(torch.tensor([LOGITS] * 1600), SamplingRule()), u)
+    drawn = sample_ids(next_probabilities(torch.tensor([LOGITS] * 1600), SamplingRule()), u)
     counts = torch.bincount(drawn).tolist()
     assert counts == pytest.approx([100, 200, 400, 800, 100], abs=1)
 
@@ -190,7 +190,7 @@ def test_ids_of_probability_0_are_never_drawn(size: int) -> None:
     distribution /= distribution.sum(-1, keepdim=True)
     thresholds = distribution.cumsum(-1)[:, :: max(size // 20, 1)].T
     for u in (torch.zeros(200), torch.full((200,), LAST), *thresholds.clamp(max=LAST)):
-        drawn = draw(distribution, u)
+        drawn = sample_ids(distribution, u)
         assert (distribution.gather(1, drawn[:, None]) > 0).all()
 
 
@@ -212,7 +212,7 @@ def statistic(rule: SamplingRule, weights: list[float]) -> float:
     """Return the chi-square of N draws by a rule, from 50 streams, for the expected weights."""
     u = torch.cat(list(islice(uniform_streams(3, 50), N // 50)))
     distribution = next_probabilities(torch.tensor([LOGITS]), rule).expand(N, -1)
-    return chi_square(draw(distribution, u), [weight / sum(weights) for weight in weights])
+    return chi_square(sample_ids(distribution, u), [weight / sum(weights) for weight in weights])
 
 
 # rules with weights computed by hand, and slightly wrong rules

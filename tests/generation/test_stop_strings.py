@@ -30,7 +30,7 @@ def held_back(text: str, stops: list[str]) -> str:
 
 def shown(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
     stop = StopStringFilter(stops)
-    return "".join(stop.feed(piece) for piece in pieces) + stop.rest(), stop.met
+    return "".join(stop.feed(piece) for piece in pieces) + stop.flush(), stop.stopped
 
 
 @hypothesis_settings
@@ -50,7 +50,7 @@ def test_only_the_beginning_of_a_stop_string_is_held_back(
     for piece in pieces:
         output, text = output + stop.feed(piece), text + piece
         before, met = ends_before(text, stops)
-        assert stop.met == met
+        assert stop.stopped == met
         assert output == (before if met else text.removesuffix(held_back(text, stops)))
         if met:
             break
@@ -89,15 +89,15 @@ def test_end_of_text(text: str, stops: list[str], expected: str) -> None:
 def test_rest_returns_held_text_once() -> None:
     stop = StopStringFilter(["abc"])
     assert [stop.feed(letter) for letter in "xabab"] == ["x", "", "", "ab", ""]
-    assert stop.rest() == "ab"
-    assert stop.rest() == ""
-    assert not stop.met
+    assert stop.flush() == "ab"
+    assert stop.flush() == ""
+    assert not stop.stopped
 
 
 def test_without_stop_strings_nothing_is_held_back() -> None:
     stop = StopStringFilter()
     assert [stop.feed(piece) for piece in ("ab", "", "c")] == ["ab", "", "c"]
-    assert stop.rest() == ""
+    assert stop.flush() == ""
 
 
 @pytest.mark.parametrize("stops", [[""], ["a", ""]])

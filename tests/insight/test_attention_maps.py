@@ -12,21 +12,21 @@ from nanogpt import kernels
 from nanogpt.insight.attention_maps import attention_maps
 from nanogpt.models import Bigram, BigramConfig, build_model
 from nanogpt.models.gpt import Attention
-from tests.models.oracles import DIVIDING, RAGGED, T, loud, loud_gpt
+from tests.models.oracles import DIVIDING, RAGGED, T, random_gpt, randomize
 
 PARTS = [["attention"], ["attention", "feed_forward"], ["attention", "feed_forward", "residual"]]
 V = RAGGED["vocab_size"]
 
 
 def ablated(**settings: Any) -> nn.Module:
-    return loud(build_model("ablated_gpt", **DIVIDING, **settings))
+    return randomize(build_model("ablated_gpt", **DIVIDING, **settings))
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "gpt": lambda: loud_gpt(RAGGED),
+    "gpt": lambda: random_gpt(RAGGED),
     **{" ".join(p): lambda p=p: ablated(parts=p) for p in PARTS},
     "sinusoidal": lambda: ablated(positions="sinusoidal"),
-    "modern": lambda: loud(build_model("modern", **DIVIDING)),
+    "modern": lambda: randomize(build_model("modern", **DIVIDING)),
 }
 every_model = pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
 with_and_without_kernels = pytest.mark.parametrize("installed", [False, True])
@@ -123,7 +123,7 @@ def test_model_is_unchanged(build: Callable[[], nn.Module]) -> None:
 
 
 def test_hooks_are_removed_after_an_error() -> None:
-    model = loud_gpt(RAGGED)
+    model = random_gpt(RAGGED)
     with pytest.raises(ValueError, match="block_size"):
         attention_maps(model, random_ids(RAGGED["block_size"] + 1))
     assert hooks_of(model) == []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nanogpt.insight.loss_by_position import bin_means, loss_by_position
 from nanogpt.models import Bigram, BigramConfig
-from tests.models.oracles import RAGGED, loud_gpt
+from tests.models.oracles import RAGGED, random_gpt
 
 V, BLOCK = RAGGED["vocab_size"], RAGGED["block_size"]
 
@@ -35,14 +35,14 @@ def test_equals_a_loop_over_the_full_windows(
     batch_characters: int, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nanogpt.text.batches.EVALUATION_CHARACTERS", batch_characters)
-    model, text = loud_gpt(RAGGED), some_text(length)
+    model, text = random_gpt(RAGGED), some_text(length)
     losses = loss_by_position(model, text)
     assert losses.shape == (BLOCK,)
     torch.testing.assert_close(losses, one_by_one(model, text, BLOCK).mean(0), rtol=1e-6, atol=1e-6)
 
 
 def test_mean_equals_the_mean_loss_of_the_full_windows() -> None:
-    model, text = loud_gpt(RAGGED), some_text(20 * BLOCK + 1)
+    model, text = random_gpt(RAGGED), some_text(20 * BLOCK + 1)
     inputs, targets = text[:-1].long().view(20, BLOCK), text[1:].long()
     with torch.no_grad():
         mean = F.cross_entropy(model(inputs).flatten(0, 1), targets)

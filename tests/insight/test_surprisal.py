@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nanogpt.insight.surprisal import surprisal
 from nanogpt.models import GPT, Bigram, BigramConfig
-from tests.models.oracles import RAGGED, loud_gpt
+from tests.models.oracles import RAGGED, random_gpt
 
 START_ID = 3
 V = RAGGED["vocab_size"]
@@ -42,7 +42,7 @@ def test_gpt_equals_one_pass_per_character(
     block_size: int, batch_characters: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nanogpt.insight.surprisal.BATCH_CHARACTERS", batch_characters)
-    model = loud_gpt({**RAGGED, "n_layer": 1, "block_size": block_size})
+    model = random_gpt({**RAGGED, "n_layer": 1, "block_size": block_size})
     lengths = range(1, 4 * block_size + 1) if batch_characters == 20 else (1, 4 * block_size - 1)
     for length in lengths:
         text = some_text(length)
@@ -67,7 +67,7 @@ def test_bigram_equals_its_table() -> None:
 
 
 def test_context_contains_the_documented_characters_and_no_later_ones() -> None:
-    model, text, target = loud_gpt({**RAGGED, "block_size": 8}), some_text(40), 30
+    model, text, target = random_gpt({**RAGGED, "block_size": 8}), some_text(40), 30
     scored = surprisal(model, START_ID, text).nats
     for other in range(40):
         changed = text.clone()

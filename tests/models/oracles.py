@@ -39,7 +39,7 @@ Module = TypeVar("Module", bound=nn.Module)
 Oracle = Callable[[GPT, Tensor], Tensor]
 
 
-def loud(model: Module) -> Module:
+def randomize(model: Module) -> Module:
     """Convert a model to float64 and redraw its weights, linears at 1.5/sqrt(fan-in)."""
     torch.manual_seed(1)
     for module in model.double().modules():
@@ -54,14 +54,14 @@ def loud(model: Module) -> Module:
     return model
 
 
-def loud_gpt(settings: dict[str, int], dropout: float = 0.0, installed: bool = False) -> GPT:
+def random_gpt(settings: dict[str, int], dropout: float = 0.0, installed: bool = False) -> GPT:
     """Return a GPT, with or without the fast kernels."""
-    model = loud(build_model("gpt", **settings, dropout=dropout))
+    model = randomize(build_model("gpt", **settings, dropout=dropout))
     assert isinstance(model, GPT)
     return kernels.install(model) if installed else model
 
 
-def loud_models(block_size: int) -> dict[str, Model]:
+def random_models(block_size: int) -> dict[str, Model]:
     """Return a model of each kind, by name, in evaluation mode."""
     size = {**DIVIDING, "block_size": block_size}
     models = {"gpt": build_model("gpt", **size)}
@@ -71,7 +71,7 @@ def loud_models(block_size: int) -> dict[str, Model]:
     models["modern"] = build_model("modern", **size)
     models["token shift"] = build_model("modern", **size, token_shift=True)
     models["bigram"] = build_model("bigram", size["vocab_size"], block_size=block_size)
-    return {name: loud(model).eval().requires_grad_(False) for name, model in models.items()}
+    return {name: randomize(model).eval().requires_grad_(False) for name, model in models.items()}
 
 
 def some_ids(model: GPT) -> Tensor:

@@ -21,9 +21,9 @@ from tests.models.oracles import (
     STAGES,
     TOLERANCE,
     causality_violations,
-    loud,
     naive_attention,
     parity_error,
+    randomize,
     some_ids,
 )
 
@@ -38,8 +38,8 @@ def stage(parts: list[str], **settings: Any) -> AblatedGPT:
     return model
 
 
-def loud_stage(parts: list[str], **settings: Any) -> AblatedGPT:
-    return loud(stage(parts, **settings))
+def random_stage(parts: list[str], **settings: Any) -> AblatedGPT:
+    return randomize(stage(parts, **settings))
 
 
 def plain_logits(model: GPT, ids: Tensor, parts: list[str]) -> Tensor:
@@ -102,24 +102,24 @@ def test_each_form_of_the_mean_equals_naive_loops(mean: Any, size: int) -> None:
 
 @every_stage
 def test_a_stage_has_just_its_parts(parts: list[str]) -> None:
-    error = parity_error(loud_stage(parts), lambda model, ids: plain_logits(model, ids, parts))
+    error = parity_error(random_stage(parts), lambda model, ids: plain_logits(model, ids, parts))
     assert error < UNNORMALIZED_TOLERANCE
 
 
 def test_with_an_output_projection_heads_need_not_fill_the_width() -> None:
     parts = ["attention", "feed_forward", "residual"]
-    model = loud_stage(parts, n_embd=14)
+    model = random_stage(parts, n_embd=14)
     error = parity_error(model, lambda model, ids: plain_logits(model, ids, parts))
     assert error < UNNORMALIZED_TOLERANCE
 
 
 @every_stage
 def test_a_position_depends_on_itself_and_the_past_only(parts: list[str]) -> None:
-    assert causality_violations(loud_stage(parts)) == 0
+    assert causality_violations(random_stage(parts)) == 0
 
 
 def test_the_order_of_parts_does_not_matter() -> None:
-    models = [loud_stage(parts) for parts in (STAGES[-1], STAGES[-1][::-1])]
+    models = [random_stage(parts) for parts in (STAGES[-1], STAGES[-1][::-1])]
     ids = some_ids(models[0])
     assert torch.equal(models[0](ids), models[1](ids))
 
@@ -174,7 +174,7 @@ def test_sinusoidal_embeddings_equal_the_formula(n_embd: int) -> None:
 
 def test_sinusoidal_positions_are_added_but_not_trained() -> None:
     parts = STAGES[-1]
-    model = loud_stage(parts, positions="sinusoidal")
+    model = random_stage(parts, positions="sinusoidal")
     table = model.position_embedding.weight
     assert torch.equal(
         table, sinusoidal_embeddings(DIVIDING["block_size"], DIVIDING["n_embd"]).double()
@@ -188,7 +188,7 @@ def test_sinusoidal_positions_are_added_but_not_trained() -> None:
 
 
 def test_the_mean_ignores_order_without_position_embeddings() -> None:
-    model = loud_stage(["mean"], n_layer=1)
+    model = random_stage(["mean"], n_layer=1)
     nn.init.zeros_(model.position_embedding.weight)
     forward = torch.tensor([[1, 2, 3, 4]])
     backward = torch.tensor([[3, 2, 1, 4]])

@@ -22,10 +22,10 @@ from tests.models.oracles import (
     causality_violations,
     influence,
     keep_factor,
-    loud_gpt,
     naive_logits,
     parity_error,
     plain_keep_factor,
+    random_gpt,
     some_ids,
     torch_logits,
 )
@@ -36,13 +36,13 @@ BOTH_WAYS = pytest.mark.parametrize("installed", [False, True], ids=["plain", "k
 
 @BOTH_WAYS
 def test_logits_and_gradients_equal_pytorchs_transformer_layers(installed: bool) -> None:
-    assert parity_error(loud_gpt(DIVIDING, installed=installed), torch_logits) < TOLERANCE
+    assert parity_error(random_gpt(DIVIDING, installed=installed), torch_logits) < TOLERANCE
 
 
 @BOTH_WAYS
 @BOTH_SIZES
 def test_logits_and_gradients_equal_naive_loops(settings: dict[str, int], installed: bool) -> None:
-    assert parity_error(loud_gpt(settings, installed=installed), naive_logits) < TOLERANCE
+    assert parity_error(random_gpt(settings, installed=installed), naive_logits) < TOLERANCE
 
 
 @BOTH_WAYS
@@ -51,13 +51,13 @@ def test_dropout_acts_on_attention_weights_and_after_both_layers(
     settings: dict[str, int], installed: bool
 ) -> None:
     oracle = partial(naive_logits, p=0.3, keep=keep_factor if installed else plain_keep_factor)
-    assert parity_error(loud_gpt(settings, 0.3, installed), oracle) < TOLERANCE
+    assert parity_error(random_gpt(settings, 0.3, installed), oracle) < TOLERANCE
 
 
 @BOTH_WAYS
 @BOTH_SIZES
 def test_dropout_does_nothing_in_evaluation(settings: dict[str, int], installed: bool) -> None:
-    assert parity_error(loud_gpt(settings, 0.3, installed).eval(), naive_logits) < TOLERANCE
+    assert parity_error(random_gpt(settings, 0.3, installed).eval(), naive_logits) < TOLERANCE
 
 
 @BOTH_WAYS
@@ -65,16 +65,16 @@ def test_dropout_does_nothing_in_evaluation(settings: dict[str, int], installed:
 def test_a_position_depends_on_itself_and_the_past_only(
     settings: dict[str, int], installed: bool
 ) -> None:
-    assert causality_violations(loud_gpt(settings, installed=installed)) == 0
+    assert causality_violations(random_gpt(settings, installed=installed)) == 0
 
 
 @BOTH_WAYS
 def test_dropout_does_not_reveal_the_future(installed: bool) -> None:
-    assert not influence(loud_gpt(RAGGED, 0.3, installed)).triu(1).any()
+    assert not influence(random_gpt(RAGGED, 0.3, installed)).triu(1).any()
 
 
 def test_a_block_with_zero_output_projections_is_the_identity() -> None:
-    block = loud_gpt(RAGGED).blocks[0]
+    block = random_gpt(RAGGED).blocks[0]
     for branch in (block.attn.out_proj, block.mlp.down_proj):
         nn.init.zeros_(branch.weight)
         nn.init.zeros_(branch.bias)
@@ -84,7 +84,7 @@ def test_a_block_with_zero_output_projections_is_the_identity() -> None:
 
 @BOTH_WAYS
 def test_logits_of_a_prefix_do_not_depend_on_the_rest(installed: bool) -> None:
-    model = loud_gpt(RAGGED, installed=installed)
+    model = random_gpt(RAGGED, installed=installed)
     ids = some_ids(model)
     for length in (1, 4, T):
         prefix = model(ids[:, :length])
@@ -130,4 +130,4 @@ def test_an_invalid_setting_is_named(setting: str, value: Any) -> None:
 
 def test_an_input_longer_than_block_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"14.*block_size.*13"):
-        loud_gpt(RAGGED)(torch.zeros(1, 14, dtype=torch.int64))
+        random_gpt(RAGGED)(torch.zeros(1, 14, dtype=torch.int64))

@@ -14,10 +14,10 @@ from nanogpt.models import GPT
 from nanogpt.models.ablated_gpt import CausalMean, mean_by_matrix
 from nanogpt.models.gpt import Attention
 from nanogpt.models.kv_cache import Cache, LayerCache, ShiftCache
-from tests.models.oracles import loud_models
+from tests.models.oracles import random_models
 
 BLOCK = 6
-MODELS = loud_models(BLOCK)
+MODELS = random_models(BLOCK)
 LAYERED = [name for name in MODELS if name != "bigram"]
 
 

@@ -17,14 +17,14 @@ from nanogpt.models.modern import (
     rotary_tables,
     token_shift,
 )
-from tests.models.oracles import DIVIDING, loud
+from tests.models.oracles import DIVIDING, randomize
 
 B, T = 3, 11
 SIZES = {name: size for name, size in DIVIDING.items() if name != "vocab_size"}
 
 
 def model(**settings: Any) -> ModernGPT:
-    net = loud(build_model("modern", **DIVIDING, **settings)).eval()
+    net = randomize(build_model("modern", **DIVIDING, **settings)).eval()
     assert isinstance(net, ModernGPT)
     return net
 

@@ -24,21 +24,21 @@ from tests.models.oracles import (
     causality_violations,
     influence,
     keep_factor,
-    loud_gpt,
     naive_logits,
     parity_error,
+    random_gpt,
     torch_logits,
 )
 
 CHECKS: dict[str, Callable[[], float]] = {
-    "torch": lambda: parity_error(loud_gpt(DIVIDING), torch_logits),
-    "loops": lambda: parity_error(loud_gpt(RAGGED), naive_logits),
-    "causality": lambda: causality_violations(loud_gpt(RAGGED)),
-    "dropout": lambda: parity_error(loud_gpt(RAGGED, 0.3), partial(naive_logits, p=0.3)),
+    "torch": lambda: parity_error(random_gpt(DIVIDING), torch_logits),
+    "loops": lambda: parity_error(random_gpt(RAGGED), naive_logits),
+    "causality": lambda: causality_violations(random_gpt(RAGGED)),
+    "dropout": lambda: parity_error(random_gpt(RAGGED, 0.3), partial(naive_logits, p=0.3)),
     "fast dropout": lambda: parity_error(
-        loud_gpt(RAGGED, 0.3, installed=True), partial(naive_logits, p=0.3, keep=keep_factor)
+        random_gpt(RAGGED, 0.3, installed=True), partial(naive_logits, p=0.3, keep=keep_factor)
     ),
-    "future": lambda: influence(loud_gpt(RAGGED, 0.3, installed=True)).triu(1).max().item(),
+    "future": lambda: influence(random_gpt(RAGGED, 0.3, installed=True)).triu(1).max().item(),
     "tiled": lambda: attention_error(lambda q, k, v, p: FusedAttention(p)(q, k, v), 29, 1, 0.3),
 }
 

@@ -83,40 +83,42 @@ def test_offsets_of_shipped_runs(draw: Draw, expected: dict[int, list[int]]) -> 
     )
 
 
-def chi_square(draws: Tensor, high: int) -> float:
+def chi_square(draws: Tensor, num_offsets: int) -> float:
     """Deviation from uniformity, in standard deviations; about 0 for independent draws."""
-    counts = torch.bincount(draws, minlength=high).double()
-    assert len(counts) == high, "out of range"
-    expected = len(draws) / high
+    counts = torch.bincount(draws, minlength=num_offsets).double()
+    assert len(counts) == num_offsets, "out of range"
+    expected = len(draws) / num_offsets
     statistic = float(((counts - expected) ** 2 / expected).sum())
-    return (statistic - (high - 1)) / (2 * (high - 1)) ** 0.5
+    return (statistic - (num_offsets - 1)) / (2 * (num_offsets - 1)) ** 0.5
 
 
 def test_offsets_are_uniform() -> None:
-    high = 101
-    within = torch.cat([batch_offsets(Draw(3, 64, high), step) for step in range(STEPS_PER_DRAW)])
-    assert abs(chi_square(within, high)) < 4
+    num_offsets = 101
+    within = torch.cat(
+        [batch_offsets(Draw(3, 64, num_offsets), step) for step in range(STEPS_PER_DRAW)]
+    )
+    assert abs(chi_square(within, num_offsets)) < 4
     first = torch.stack(  # each from a new generator
-        [batch_offsets(Draw(seed, 1, high), chunk * STEPS_PER_DRAW)[0]
+        [batch_offsets(Draw(seed, 1, num_offsets), chunk * STEPS_PER_DRAW)[0]
          for seed in range(40) for chunk in range(100)]
     )  # fmt: skip
-    assert abs(chi_square(first, high)) < 4
+    assert abs(chi_square(first, num_offsets)) < 4
 
 
-@pytest.mark.parametrize("high", [1, 2, 3])
-def test_offsets_of_a_tiny_split_cover_it_exactly(high: int) -> None:
-    offsets = torch.cat([batch_offsets(Draw(5, 16, high), step) for step in range(20)])
-    assert set(offsets.tolist()) == set(range(high))
+@pytest.mark.parametrize("num_offsets", [1, 2, 3])
+def test_offsets_of_a_tiny_split_cover_it_exactly(num_offsets: int) -> None:
+    offsets = torch.cat([batch_offsets(Draw(5, 16, num_offsets), step) for step in range(20)])
+    assert set(offsets.tolist()) == set(range(num_offsets))
 
 
 # training: without replacement
 
 
-@pytest.mark.parametrize("high", [1000, 1009, 1016])  # a whole number of windows, and others
+@pytest.mark.parametrize("num_offsets", [1000, 1009, 1016])  # a whole number of windows, and others
 @pytest.mark.parametrize("batch_size", [1, 7, 125, 300])  # of 100 to 126 windows an epoch
 @pytest.mark.parametrize("stride", [8, 10])
-def test_epoch_uses_each_window_once(high: int, batch_size: int, stride: int) -> None:
-    draw, per_epoch = Draw(3, batch_size, high, stride), high // stride
+def test_epoch_uses_each_window_once(num_offsets: int, batch_size: int, stride: int) -> None:
+    draw, per_epoch = Draw(3, batch_size, num_offsets, stride), num_offsets // stride
     steps = 4 * per_epoch // batch_size + 1
     offsets = torch.cat([batch_offsets(draw, step) for step in range(steps)])
     assert offsets.dtype == torch.int64
@@ -125,7 +127,7 @@ def test_epoch_uses_each_window_once(high: int, batch_size: int, stride: int) ->
         first, last = epoch.min(), epoch.max()
         assert epoch.sort()[0].equal(first + stride * torch.arange(per_epoch))
         assert 0 <= first < stride
-        assert last < high
+        assert last < num_offsets
         firsts.add(int(first))
         orders.add(tuple(((epoch - first) // stride).tolist()))
     assert len(firsts) > 1  # the text is divided at new offsets
@@ -140,10 +142,10 @@ def test_offsets_without_replacement_depend_on_seed_and_step_only() -> None:
     assert len({tuple(offsets.tolist()) for offsets in first.values()}) == len(keys)
 
 
-@pytest.mark.parametrize("high", [1, 2, 3, 9])
-def test_offsets_without_replacement_cover_a_short_split(high: int) -> None:
-    offsets = torch.cat([batch_offsets(Draw(5, 16, high, 8), step) for step in range(20)])
-    assert set(offsets.tolist()) == set(range(min(high, 8)))
+@pytest.mark.parametrize("num_offsets", [1, 2, 3, 9])
+def test_offsets_without_replacement_cover_a_short_split(num_offsets: int) -> None:
+    offsets = torch.cat([batch_offsets(Draw(5, 16, num_offsets, 8), step) for step in range(20)])
+    assert set(offsets.tolist()) == set(range(min(num_offsets, 8)))
 
 
 def test_offsets_without_replacement_are_uniform() -> None:
@@ -211,26 +213,26 @@ def test_consecutive_windows_contain_every_target_once(n_targets: int, block_siz
 @hypothesis_settings
 @given(st.integers(1, 40_000), st.integers(1, 300), st.integers(0, 100_000))
 def test_spaced_windows_are_even_and_have_the_requested_number_of_targets(
-    n_targets: int, block_size: int, high: int
+    n_targets: int, block_size: int, last_offset: int
 ) -> None:
     assume(n_targets >= block_size)
-    batches = evaluation_windows(n_targets, block_size, high)
+    batches = evaluation_windows(n_targets, block_size, last_offset)
     positions = targets(batches)
     assert len(positions) == n_targets
-    assert positions.max() <= high + block_size  # the last character of the split
+    assert positions.max() <= last_offset + block_size  # the last character of the split
     offsets = torch.cat([batch.offsets for batch in batches])
     assert offsets[0] == 0
     if len(offsets) > 1:
-        assert offsets[-1] == high
+        assert offsets[-1] == last_offset
         gaps = offsets.diff()
         assert gaps.min() >= 0
         assert gaps.max() - gaps.min() <= 1
 
 
 @pytest.mark.parametrize("block_size", [1, 8, 256, 2**14, 2**15])
-@pytest.mark.parametrize("high", [None, 5000])
-def test_evaluation_batches_fit_in_memory(block_size: int, high: int | None) -> None:
-    batches = evaluation_windows(2**16 + 5, block_size, high)
+@pytest.mark.parametrize("last_offset", [None, 5000])
+def test_evaluation_batches_fit_in_memory(block_size: int, last_offset: int | None) -> None:
+    batches = evaluation_windows(2**16 + 5, block_size, last_offset)
     assert all(
         batch.length * len(batch.offsets) <= max(EVALUATION_CHARACTERS, block_size)
         for batch in batches
@@ -266,8 +268,8 @@ def test_gather_rejects_a_window_without_its_last_target() -> None:
 @pytest.mark.parametrize("n_characters", [9, 10, 60])
 def test_smallest_splits(n_characters: int) -> None:
     block_size, ids = 8, TEXT[:n_characters].byte()
-    high = n_characters - block_size
-    for offsets in islice(training_batches(Draw(1337, 4, high), 0), 20):
+    num_offsets = n_characters - block_size
+    for offsets in islice(training_batches(Draw(1337, 4, num_offsets), 0), 20):
         assert gather(ids, Windows(offsets, block_size))[0].shape == (4, block_size)
-    for batch in evaluation_windows(n_characters - 1, block_size, high - 1):
+    for batch in evaluation_windows(n_characters - 1, block_size, num_offsets - 1):
         assert gather(ids, batch)[1].shape == (len(batch.offsets), batch.length)

@@ -103,9 +103,11 @@ def test_train_and_val_loss_share_charts_with_ngram_losses(fit: Run) -> None:
     fit()
     (event,) = events(run_folder()).Tensors("custom_scalars__config__")
     layout = Layout.FromString(make_ndarray(event.tensor_proto).item())
-    both, beside, _ = layout.category[0].chart
+    both, with_ngrams, _ = layout.category[0].chart
     assert list(both.multiline.tag) == ["loss/train", "loss/val"]
-    drawn = [tag for tag in curves(run_folder()) for p in beside.multiline.tag if re.match(p, tag)]
+    drawn = [
+        tag for tag in curves(run_folder()) for p in with_ngrams.multiline.tag if re.match(p, tag)
+    ]
     assert set(drawn) == {"loss/train", "loss/val", *NGRAM_METRICS}
 
 
@@ -196,7 +198,7 @@ def test_long_cpu_run_prints_its_duration_and_an_alternative(
     monkeypatch.setattr(console, "LONG_ON_CPU", 1)
     monkeypatch.setattr(console, "measure_step", lambda *_: 1500.0)
     out = fit().out
-    assert "this will take about 2.5 hours on this CPU" in out  # six steps of 1500 s
+    assert "estimated time: about 2.5 hours on this CPU" in out  # six steps of 1500 s
     assert "--config quickstart" in out
 
 

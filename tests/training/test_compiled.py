@@ -67,7 +67,7 @@ def test_compiled_run_equals_an_uncompiled_one_and_resumes_uncompiled(fit: Run) 
     assert yaml.safe_load((run_folder(1) / "config.yaml").read_text())["compile"] is True
     more = ("--compile=false", "--trainer.max_steps=6", "--model.schedule=cosine")
     done = fit("--ckpt_path", str(run_folder(1)), *options, *more)
-    assert "notice: compile False instead of the run's True\n" in done.err
+    assert "notice: compile changed from True to False\n" in done.err
     for name in ("loss/batch", "loss/val"):
         plain, found = curves(run_folder(0))[name], curves(run_folder(1))[name]
         assert {step: found[step] for step in plain} == pytest.approx(plain, abs=1e-5), name

@@ -126,7 +126,7 @@ def test_trained_model_needs_no_teachers(fit: Run, run: Run) -> None:
         (["--teachers=[nowhere]"], "no teacher at 'nowhere': --teachers takes"),
         ([f"--teachers=[{'a' * 300}]"], "no teacher at 'aaa"),
         (["--teachers=[best]"], "no teacher at 'best'"),
-        (["--teachers=[other.txt]"], "is not a checkpoint of this version"),
+        (["--teachers=[other.txt]"], "cannot be read as a nanogpt checkpoint"),
         (["--teachers=here"], "teachers cannot be 'here'; it takes a list: [ONE, OTHER]"),
     ],
 )

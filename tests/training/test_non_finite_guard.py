@@ -27,13 +27,13 @@ def offsets(step: int) -> str:
 @pytest.fixture
 def infinite_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the loss of the seventh micro-batch infinite."""
-    mean_loss, calls = lightning_module.mean_loss, [0]
+    cross_entropy_loss, calls = lightning_module.cross_entropy_loss, [0]
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         calls[0] += torch.is_grad_enabled()
-        return mean_loss(logits, targets) * (math.inf if calls[0] == 7 else 1)
+        return cross_entropy_loss(logits, targets) * (math.inf if calls[0] == 7 else 1)
 
-    monkeypatch.setattr(lightning_module, "mean_loss", loss)
+    monkeypatch.setattr(lightning_module, "cross_entropy_loss", loss)
 
 
 def check(error: str, what: str, step: int) -> None:

@@ -190,9 +190,9 @@ def test_given_options_override_the_run_config_with_notices(run: Run, text: str)
     done = resume_last(run, *options)
     assert done.code == 0, done.err
     notices = done.err.splitlines()
-    assert "notice: trainer.max_steps 12 instead of the run's 10" in notices
-    assert "notice: model.learning_rate 0.5 instead of the run's 0.002" in notices
-    assert "notice: model.betas [0.5, 0.6] instead of the run's [0.9, 0.999]" in notices
+    assert "notice: trainer.max_steps changed from 10 to 12" in notices
+    assert "notice: model.learning_rate changed from 0.002 to 0.5" in notices
+    assert "notice: model.betas changed from [0.9, 0.999] to [0.5, 0.6]" in notices
     assert len(notices) == 6
     now = yaml.safe_load((run_folder() / "config.yaml").read_text())
     assert now["trainer"]["max_steps"] == 12
@@ -217,8 +217,8 @@ def test_setting_missing_in_an_older_config_had_its_default(run: Run, text: str)
     path.write_text(yaml.safe_dump(older))
     done = resume_last(run, "--trainer.max_steps=12", "--data.replacement=false")
     assert sorted(done.err.splitlines()) == [
-        "notice: data.replacement False instead of the run's True",
-        "notice: trainer.max_steps 12 instead of the run's 10",
+        "notice: data.replacement changed from True to False",
+        "notice: trainer.max_steps changed from 10 to 12",
     ]
 
 
@@ -239,7 +239,7 @@ def test_given_config_overrides_the_run_config_in_the_same_folder(run: Run, text
     run("fit", *GPT, *SHORT, *COMMON)
     Path("more.yaml").write_text("trainer:\n  max_steps: 12\n")
     done = run("fit", "--config", "more.yaml", "--ckpt_path", str(run_folder()))
-    assert done.err == "notice: trainer.max_steps 12 instead of the run's 10\n"
+    assert done.err == "notice: trainer.max_steps changed from 10 to 12\n"
     assert content(0)["global_step"] == 12
     assert list(curves(run_folder())["loss/val"]) == [0, 4, 8, 10, 12]
 
@@ -350,7 +350,7 @@ def test_run_folder_is_locked_during_training(run: Run, text: str) -> None:
     with lock_folder(run_folder(0)):
         second = resume_last(run, "--trainer.max_steps=10")
     assert (second.code, second.out) == (2, "")
-    assert second.err.splitlines()[-1].startswith("error: another command trains in ")
+    assert second.err.splitlines()[-1].startswith("error: another command is training in ")
     assert content(0)["global_step"] == before["global_step"] == 5
     assert resume_last(run, "--trainer.max_steps=10").code == 0
 
