@@ -367,7 +367,7 @@ MISTAKES = [
     (["--interactive", "--num_samples=2"], "interactive"),
     (["--interactive", "--output=new.txt"], "interactive"),
     (["--ckpt_path=missing.ckpt"], "missing.ckpt"),
-    (["--ckpt_path=prompt.txt"], "not a checkpoint"),
+    (["--ckpt_path=prompt.txt"], "cannot be read as a nanogpt checkpoint"),
 ]
 
 

@@ -171,7 +171,7 @@ MISTAKES = [
     (["--text=foreign.txt"], "'é' at position 0"),
     (["--text=my.txt", "--on_unknown=guess"], "error, skip"),
     (["--text=my.txt", "--ckpt_path=missing.ckpt"], "missing.ckpt"),
-    (["--text=my.txt", "--ckpt_path=my.txt"], "not a checkpoint"),
+    (["--text=my.txt", "--ckpt_path=my.txt"], "cannot be read as a nanogpt checkpoint"),
     (["--text=my.txt", "--ckpt_path=nan.ckpt"], "the model returned NaN: its training diverged"),
     (["--text=my.txt", "--html=my.txt"], "'my.txt' already exists"),
     (["--text=my.txt", "--html=empty.txt"], "'empty.txt' already exists"),

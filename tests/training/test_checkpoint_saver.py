@@ -37,7 +37,7 @@ def test_last_checkpoint_is_the_last_step_even_if_the_loss_rises(fit: Run) -> No
     ("options", "message"),
     [
         (["--ckpt_path=missing.ckpt"], "missing.ckpt"),
-        (["--ckpt_path=text.txt"], "not a checkpoint"),
+        (["--ckpt_path=text.txt"], "cannot be read as a nanogpt checkpoint"),
         (["--ckpt_path=best", "--model.n_embd=12"], "n_embd 8, not 12"),
         (["--ckpt_path=best", "--data.corpus=other.txt"], "vocabulary"),
     ],
