@@ -89,7 +89,7 @@ def summary(step: dict[str, Any]) -> str:
 
 
 def losses_table(step: dict[str, Any]) -> str:
-    """Return a run's losses, beside the reference's if both were trained on the same text."""
+    """Return a run's losses, with the reference's if both were trained on the same text."""
     curve = read_curve("gpt10m") if step["corpus"] == [TINY_SHAKESPEARE] else []
     reference = {row.step: row for row in curve}
     rows = []

@@ -1,8 +1,8 @@
 """Faster implementations of the models' parts, swapped into a built model from outside.
 
 ``install(model)`` replaces modules that have a faster equivalent. None of them has parameters, so
-weights and checkpoints are not affected. On an accelerator, or under ``torch.compile``, the
-elementwise ones fall back to the plain modules, which the compiler fuses better.
+weights and checkpoints are not affected. On an accelerator, or under ``torch.compile``, dropout,
+tiled attention and the elementwise functions fall back to PyTorch's operators.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """The GPT: a pre-norm, decoder-only transformer over characters.
 
 Read it from top to bottom: attention (tokens communicate), feed-forward (each token computes), the
-block of both, the model. It is the lecture's network, with the heads of a layer computed together.
+block of both, the model. ``fit`` and ``load`` replace some modules by those of ``nanogpt.kernels``.
 
 Axes: B batch, T time, S time with the cache, C channels, nh heads, hs head size, V vocabulary.
 """
