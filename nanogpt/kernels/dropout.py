@@ -54,6 +54,8 @@ class FastDropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Zero each element with probability ``p`` during training, and rescale the others."""
-        if self.training and self.p > 0 and is_eager_on_cpu(input):
+        if not self.training or self.p == 0:
+            return input
+        if is_eager_on_cpu(input):
             return _CPUDropout.apply(input, self.p)
         return super().forward(input)
