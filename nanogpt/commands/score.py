@@ -133,5 +133,8 @@ def is_own_page(path: Path) -> bool:
     """Return whether a file is a page that this command wrote."""
     if not path.is_file():  # reading a FIFO or a device might never end
         return False
-    with path.open("rb") as file:
-        return GENERATOR.encode() in file.read(1000)
+    try:
+        with path.open("rb") as file:
+            return GENERATOR.encode() in file.read(1000)
+    except OSError:
+        return False

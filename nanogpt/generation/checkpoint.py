@@ -75,7 +75,7 @@ def load_checkpoint(ckpt_path: str = "best", of_folder: CheckpointName = "best")
         except UserError:
             raise UserError(
                 f"neither {path} nor {other.name} in the same folder can be read: pass another "
-                "checkpoint to --ckpt_path, or train again"
+                f"checkpoint to --ckpt_path, or train again ({error})"
             ) from error
         notice(f"{path} is damaged: using {other} instead")
         return checkpoint
@@ -126,6 +126,8 @@ def _build(hparams: dict[str, Any], state_dict: dict[str, Tensor]) -> Model:
     settings = {name: hparams[name] for name in names if name in hparams}
     with torch.device("meta"):  # shapes only
         model = build_model(hparams["architecture"], len(hparams["vocabulary"]), **settings)
+    if not all(n.startswith("net.") and w.is_floating_point() for n, w in state_dict.items()):
+        raise ValueError("the weights are not those of a language model")
     weights = {name.removeprefix("net."): weight for name, weight in state_dict.items()}
     model.load_state_dict(weights, assign=True)  # raises if a name or a shape differs
     return model

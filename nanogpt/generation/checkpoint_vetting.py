@@ -57,8 +57,11 @@ def vet(file: BinaryIO) -> None:
     size = file.seek(0, io.SEEK_END)
     with ZipFile(file) as archive:
         check_records(archive, size)
-        (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        # PyTorch takes names ignoring case, so no other record may look like one of its own
+        (pickled,) = [name for name in archive.namelist() if name.lower().endswith("/data.pkl")]
         folder = pickled.removesuffix("data.pkl")
+        if folder.count("/") != 1 or not all(n.startswith(folder) for n in archive.namelist()):
+            raise ValueError("its records are not in one folder")
         sizes = {r.filename.removeprefix(folder): r.file_size for r in archive.infolist()}
         if sizes["data.pkl"] > MAX_PICKLE_BYTES:
             raise ValueError("it contains too many values besides tensors")

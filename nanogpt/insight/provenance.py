@@ -13,8 +13,10 @@ import nanogpt
 def git_state() -> str:
     """Return the commit of this code, with ``-dirty`` if the work tree differs from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    folder = Path(nanogpt.__file__).parents[1]
+    if not (folder / ".git").exists():  # installed, maybe inside another repository
+        return "not a git checkout"
     try:
-        folder = Path(nanogpt.__file__).parent
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "not a git checkout"

@@ -128,10 +128,11 @@ class LanguageModel(L.LightningModule):
                     f"the checkpoint has {name} {theirs!r}, not {ours!r}: use the settings and "
                     "the text of its own run"
                 )
-        if saved["optimizer"] != self.hparams["optimizer"]:
+        optimizer = saved.get("optimizer", "adamw")
+        if optimizer != self.hparams["optimizer"]:
             raise UserError(
-                f"the checkpoint has the state of {saved['optimizer']}, not of "
-                f"{self.hparams['optimizer']}: use --model.optimizer {saved['optimizer']}"
+                f"the checkpoint has the state of {optimizer}, not of "
+                f"{self.hparams['optimizer']}: use --model.optimizer {optimizer}"
             )
 
     def forward(self, ids: Tensor) -> Tensor:
