@@ -50,6 +50,17 @@ def repacked(
     return buffer.getvalue()
 
 
+def hidden(content: bytes) -> bytes:
+    """A checkpoint whose pickle PyTorch finds under another case, beside a harmless decoy."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            new.writestr(name.replace("data.pkl", "DATA.PKL"), old.read(name))
+        (name,) = [name for name in old.namelist() if name.endswith("/data.pkl")]
+        new.writestr(name.replace("data.pkl", "b/data.pkl"), old.read(name))
+    return buffer.getvalue()
+
+
 def pickled(content: bytes, program: bytes) -> bytes:
     """The checkpoint with another pickle program."""
     return repacked(content, lambda name, old: program if name.endswith("data.pkl") else old)
@@ -233,6 +244,9 @@ def cases(good: bytes) -> dict[str, Callable[[], bytes]]:  # noqa: C901
     add("before it", lambda: b"PK\3\4 something" + good)
     add("after it", lambda: good + b"something")
     add("twice", lambda: good + good)
+    add("hidden pickle", lambda: hidden(good))
+    weights = {name.removeprefix("net."): weight for name, weight in whole["state_dict"].items()}
+    add("weights without net.", lambda: saved({**whole, "state_dict": weights}))
     add("zeros", lambda: bytes(5000))
     add("empty zip", lambda: repacked(good, lambda _, old: None))
     add("plain dict", lambda: pickle.dumps({"state_dict": OrderedDict()}, 2))
