@@ -16,6 +16,7 @@ from tests.bad_input.checkpoints import HARM, PROGRAMS, SAME, cases, saved
 from tests.command_lines import Run, is_one_line
 
 ROOT = Path(__file__).parents[2]
+MUST_BE_REFUSED = ["hidden pickle", "weights without net."]
 MUST_LOAD = [f"tensor: {name}" for name in SAME if name != "parameter"]
 
 
@@ -55,6 +56,7 @@ def test_all_cases_are_refused_or_load_equal_in_less_than_a_gigabyte(prepared_fo
         "    assert '\\n' not in error and len(error) < 400, (name, error)\n"
         "    assert 'cannot be read as a nanogpt' in error, (name, error)\n"
         "assert set(tests.MUST_LOAD) <= loaded, loaded\n"
+        "assert set(tests.MUST_BE_REFUSED) <= refused.keys(), loaded\n"
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20\n"
         "print(f'{len(refused)} refused, {len(loaded)} loaded, {peak:.2f} GiB')\n"
         "assert peak < 1, peak\n"
