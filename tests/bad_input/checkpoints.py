@@ -57,7 +57,7 @@ def hidden(content: bytes) -> bytes:
         for name in old.namelist():
             new.writestr(name.replace("data.pkl", "DATA.PKL"), old.read(name))
         (name,) = [name for name in old.namelist() if name.endswith("/data.pkl")]
-        new.writestr(name.replace("data.pkl", "b/data.pkl"), old.read(name))
+        new.writestr(name.replace("data.pkl", "b/data.pkl"), pickle.dumps({}, 2))
     return buffer.getvalue()
 
 
