@@ -73,7 +73,7 @@ def train(config: str, options: list[str], seed: int, folder: Path) -> Result:
         checkpoint = last_checkpoint(folder)
     if not checkpoint:
         sys.exit(f"the run in {folder} left no checkpoint")
-    run = read(checkpoint)["run"]
+    run = read(checkpoint)["callbacks"]["RunState"]
     return Result(min(val_loss for _, _, val_loss in run["history"]), run["seconds"])
 
 
@@ -93,7 +93,7 @@ def is_finished(checkpoint: Path) -> bool:
     config = yaml.safe_load((checkpoint.parents[1] / "config.yaml").read_text(encoding="utf-8"))
     step = config["trainer"]["max_steps"]
     content = read(checkpoint)
-    evaluated = [evaluation[0] for evaluation in content["run"]["history"]]
+    evaluated = [evaluation[0] for evaluation in content["callbacks"]["RunState"]["history"]]
     return bool(content["global_step"] == step and step in evaluated)
 
 

@@ -29,7 +29,7 @@ from nanogpt.insight.model_card import table
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.models.gpt import Attention
 from nanogpt.text.batches import Draw, Windows, evaluation_windows, gather, training_batches
-from nanogpt.training.lightning_module import cross_entropy_loss
+from nanogpt.training.losses import cross_entropy_loss
 
 SIZES = Sizes(
     architecture="gpt",

@@ -12,13 +12,16 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 REWORDED = {
-    r"arguments are required: (\w+)$": r"--\1 is required: write --\1 VALUE; see --help",
+    r"arguments are required: text$": (
+        "--text is required: write --text FILE, or --text - for standard input"
+    ),
     r"argument (?:-\w/)?(--\S+): expected one argument": (
         r"\1 takes a value: write \1=VALUE if it begins with a dash"
     ),
     r'Key "(\w+)\.\w+" not found in namespace': (
         r"\1 is a section of settings: write them, indented, below `\1:`"
     ),
+    r"argument ([\w.]+) --> ([\w.]+): ": r"\2 is derived from \1: set that instead",
     r"Unexpected config: (.*)": (
         r"a config has the sections `model:`, `data:` and `trainer:`, and cannot be '\1'"
     ),

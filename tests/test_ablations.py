@@ -225,7 +225,7 @@ def write_run(folder: Path, history: list[list[float]], max_steps: int = 3) -> P
     config = yaml.safe_dump({"trainer": {"max_steps": max_steps}})
     (last.parents[1] / "config.yaml").write_text(config, encoding="utf-8")
     run = {"history": history, "seconds": 7.0}
-    torch.save({"run": run, "global_step": history[-1][0]}, last)
+    torch.save({"callbacks": {"RunState": run}, "global_step": history[-1][0]}, last)
     return last
 
 
@@ -301,9 +301,9 @@ def test_run_that_another_process_trains_is_an_error(
 ) -> None:
     last = write_run(Path("out/1337"), [[0, 4.0, 4.0]])
     with (
-        lock_folder(last.parents[1]),
+        lock_folder(last.parents[1], is_used=lambda: True),
         pytest.raises(UserError) as refused,
-        lock_folder(last.parents[1]),
+        lock_folder(last.parents[1], is_used=lambda: True),
     ):
         pass
 

@@ -15,7 +15,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FILES = [ROOT / "cli.py", *MODULES]
 
 # what each package, or top-level module, may import of the others
-BASE = {"atomic", "errors", "hardware", "notices", "option_errors", "resources", "runs"}
+BASE = {
+    "atomic",
+    "errors",
+    "hardware",
+    "notices",
+    "option_errors",
+    "processes",
+    "resources",
+    "runs",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     **{name: set[str]() for name in sorted(BASE)},
     "resources": {"errors"},
@@ -24,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors"},
     "kernels": {"errors", "models"},
     "text": {"atomic", "errors", "notices"},
-    "__main__": {"commands", "errors", "notices", "resources"},
+    "__main__": {"commands", "errors", "notices", "processes", "resources"},
 }
 MAY_IMPORT["generation"] = BASE | {"models", "kernels", "text"}
 MAY_IMPORT["insight"] = MAY_IMPORT["generation"] | {"generation"}

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import sys
+import traceback
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,11 +12,13 @@ from importlib.util import find_spec
 from nanogpt import __version__
 from nanogpt.errors import Interrupted, UserError
 from nanogpt.notices import program
+from nanogpt.processes import process_rank, silence
 from nanogpt.resources import find_config, shipped_configs
 
 COMMANDS = ("fit", "validate", "predict", "score", "ladder")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+NOT_A_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 HELP = """\
 usage: {program} COMMAND [OPTIONS]
 
@@ -56,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     prepare_streams()
     replace_missing_backend()
+    if process_rank():
+        return run_silently(argv)
     try:
         return dispatch(argv)
     except UserError as error:
@@ -73,12 +78,32 @@ def main(argv: list[str] | None = None) -> int:
         return fail(explain_os_error(error))
 
 
+def run_silently(argv: list[str]) -> int:
+    """Run a further process of a run, whose first one prints and decides the exit code.
+
+    Returns:
+        Always 0: with another code, Lightning would kill the first process.
+    """
+    stderr = sys.stderr
+    silence()
+    try:
+        dispatch(argv)
+    except (UserError, Interrupted, OSError, KeyboardInterrupt):
+        pass  # the first process has the same one
+    except RuntimeError as error:
+        if "Connection closed by peer" not in str(error):  # the first process has ended
+            traceback.print_exc(file=stderr)
+    return 0
+
+
 def explain_os_error(error: OSError) -> str:
-    """Return the message for a full disk or a folder that is not writable; reraise other errors."""
+    """Return the message for a full disk or a path that is not writable; reraise other errors."""
     if error.errno in DISK_FULL:
         way_out = "existing files are unchanged; free some space and run again"
     elif error.errno in NOT_WRITABLE:
         way_out = "run in a folder with write permission, or set --trainer.default_root_dir"
+    elif error.errno in NOT_A_PATH:
+        way_out = "pass another path"
     else:
         raise error
     where = f" at {error.filename}" if error.filename else ""
@@ -87,13 +112,17 @@ def explain_os_error(error: OSError) -> str:
 
 
 def prepare_streams() -> None:
-    """Use UTF-8 for stdin, stdout and stderr, and replace closed ones by the null device."""
+    r"""Use UTF-8 for stdin, stdout and stderr, and replace closed ones by the null device.
+
+    Characters that UTF-8 cannot encode, as in a file name that is not UTF-8, are printed as escapes
+    such as ``\udce9``.
+    """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by >&-
             setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115, PTH123
-    handlers = {sys.stdin: "surrogateescape", sys.stdout: "strict", sys.stderr: "backslashreplace"}
-    for stream, errors in handlers.items():
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
+            errors = "surrogateescape" if stream is sys.stdin else "backslashreplace"
             stream.reconfigure(encoding="utf-8", errors=errors)
 
 

@@ -11,7 +11,15 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from nanogpt.errors import UserError
-from nanogpt.generation.generate import GenerationOptions, TextModel, generate, generate_many, load
+from nanogpt.generation.generate import (
+    MAX_INT,
+    GenerationOptions,
+    TextModel,
+    check_count,
+    generate,
+    generate_many,
+    load,
+)
 from nanogpt.generation.quantization import Weights
 from nanogpt.hardware import configure_allocator
 from nanogpt.notices import notice, program
@@ -53,8 +61,7 @@ class PredictOptions(GenerationOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_samples < 1:
-            raise UserError(f"num_samples must be at least 1, not {self.num_samples}")
+        check_count("num_samples", self.num_samples)
         if self.prompt and self.prompt_file is not None:
             raise UserError("the prompt comes from --prompt or from --prompt_file: leave one out")
         files = (self.prompt_file, self.output)
@@ -106,7 +113,8 @@ def drop_unknown(prompt: str, tokenizer: Tokenizer, on_unknown: OnUnknown) -> st
 def new_file(path: str) -> TextIO:
     """Create a text file; raise UserError if it exists or cannot be created."""
     try:
-        return Path(path).open("x", encoding="utf-8")
+        # like stdout: a corpus in UTF-7 may contain surrogates, which UTF-8 cannot encode
+        return Path(path).open("x", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(
             f"--output {path!r} cannot be created: {error.strerror}; pass a new file name"
@@ -156,4 +164,4 @@ def run_interactive(model: TextModel, options: PredictOptions) -> None:
         except KeyboardInterrupt:
             pass
         write("\n", [sys.stdout])
-        options = replace(options, seed=options.seed + 1)
+        options = replace(options, seed=(options.seed + 1) & MAX_INT)

@@ -12,7 +12,7 @@ from nanogpt import kernels
 from nanogpt.atomic import write_atomically
 from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import load_checkpoint
-from nanogpt.generation.generate import start_ids
+from nanogpt.generation.generate import DIVERGED, start_ids
 from nanogpt.hardware import best_device
 from nanogpt.insight.html_report import GENERATOR, Summary, render_page
 from nanogpt.insight.printable import printable, printable_line
@@ -74,10 +74,7 @@ def score(
     start_id, k = int(start_ids(tokenizer, "")), 0 if html is None else TOOLTIP_CHARACTERS
     scored = surprisal(model, start_id, tokenizer.encode(known), k)
     if not bool(scored.nats.isfinite().all()):
-        raise UserError(
-            "the model returned NaN: its training diverged; choose another checkpoint with "
-            "--ckpt_path"
-        )
+        raise UserError(DIVERGED)
     loss = scored.nats.double().mean().item()
     summary = Summary(name, str(checkpoint.path), len(known), loss)
     print(report(summary, content, vocabulary, scored.nats), flush=True)
@@ -116,16 +113,19 @@ def report(summary: Summary, content: str, vocabulary: str, nats: Tensor) -> str
 def check_page_path(html: str) -> None:
     """Raise UserError if a page cannot be written there, or would replace another file."""
     path = Path(html)
-    if path.is_dir():
-        problem = "is a folder"
-    elif not path.parent.is_dir():
-        problem = "is in a folder that does not exist"
-    elif path.exists() and not is_own_page(path):
-        problem = "already exists and was not written by this command"
-    elif not os.access(path.parent, os.W_OK):
-        problem = "is in a folder without write permission"
-    else:
-        return
+    try:
+        if path.is_dir():
+            problem = "is a folder"
+        elif not path.parent.is_dir():
+            problem = "is in a folder that does not exist"
+        elif os.path.lexists(path) and not is_own_page(path):
+            problem = "already exists and was not written by this command"
+        elif not os.access(path.parent, os.W_OK):
+            problem = "is in a folder without write permission"
+        else:
+            return
+    except OSError as error:  # such as a name that is too long
+        problem = f"cannot be written ({error.strerror})"
     raise UserError(f"{html!r} {problem}: pass another path to --html")
 
 

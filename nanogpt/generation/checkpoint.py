@@ -29,7 +29,7 @@ class Checkpoint:
         content: everything in the file: ``hyper_parameters`` of the LightningModule, with the
             vocabulary; ``state_dict``, the weights; ``optimizer_states``; ``lr_schedulers``;
             ``global_step``; ``datamodule_hyper_parameters``; ``CharDataModule``, the identity of
-            the corpus; ``run``, the state of the RunRecorder (losses, random state); and entries
+            the corpus; ``callbacks``, with the losses in ``RunState``; and entries
             that only Lightning reads.
     """
 
@@ -50,7 +50,7 @@ class Checkpoint:
 
     @property
     def corpus(self) -> dict[str, str | None]:
-        """The name and SHA-256 of the corpus, and the one that it replaced, if any."""
+        """The name, SHA-256 and path of the corpus, and the one that it replaced, if any."""
         return dict(self.content[CORPUS_KEY])
 
 

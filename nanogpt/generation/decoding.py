@@ -4,11 +4,12 @@ Axes: B batch, T time, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanogpt.generation.quantization import cache_dtype
 from nanogpt.generation.replay import GraphedStep, Step, record_cuda_graph, should_trace, trace
@@ -18,6 +19,18 @@ from nanogpt.models.kv_cache import Cache
 
 Context = Literal["refill", "exact"]
 Forward = Callable[[Tensor, Cache], Tensor]  # ids (B, T) and a cache to logits (B, T, V)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode; restore the mode of each of its modules afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def prefill(model: Forward, cache: Cache, rule: SamplingRule, ids: Tensor, u: Tensor) -> Tensor:

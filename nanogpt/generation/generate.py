@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from nanogpt import kernels
 from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import load_checkpoint
-from nanogpt.generation.decoding import Context, decode
+from nanogpt.generation.decoding import Context, decode, evaluation_mode
 from nanogpt.generation.quantization import Weights, set_weights
 from nanogpt.generation.sampling import SamplingRule, uniform_streams
 from nanogpt.generation.stop_strings import StopStringFilter
@@ -21,6 +21,10 @@ from nanogpt.text.tokenizer import Tokenizer
 
 CPU_BATCH_SIZE = 64  # more samples are not faster on a CPU, and take memory
 GPU_BATCH_SIZE = 1024
+MAX_INT = 2**63 - 1
+DIVERGED = (
+    "the model returned NaN: its training diverged; choose another checkpoint with --ckpt_path"
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class TextModel:
     Unlike a ``Checkpoint``, its weights may be quantized, and the optimizer state is not kept.
 
     Args:
-        model: in evaluation mode, on any device.
+        model: on any device.
         tokenizer: tokenizer of the training text.
         checkpoint: the file it was loaded from, if any.
     """
@@ -38,6 +42,25 @@ class TextModel:
     model: Model
     tokenizer: Tokenizer
     checkpoint: Path | None = None
+
+
+class HasTextModel(Protocol):
+    """An object that provides a ``TextModel``, such as the LightningModule ``LanguageModel``."""
+
+    def text_model(self) -> TextModel:
+        """Return its network and its tokenizer."""
+
+
+def as_text_model(model: TextModel | HasTextModel) -> TextModel:
+    """Return a ``TextModel``, or that of an object that provides one."""
+    if isinstance(model, TextModel):
+        return model
+    if not hasattr(model, "text_model"):
+        raise UserError(
+            f"a {type(model).__name__} has no tokenizer: pass what nanogpt.load returns, "
+            "TextModel(network, tokenizer) or a LanguageModel"
+        )
+    return model.text_model()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +87,18 @@ class GenerationOptions(SamplingRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
-        if not 0 <= self.seed < 2**63:
+        check_count("max_new_tokens", self.max_new_tokens)
+        if not 0 <= self.seed <= MAX_INT:
             raise UserError(f"seed must be an integer from 0 to 2^63 - 1, not {self.seed}")
         if self.context not in get_args(Context):
             raise UserError(f"context must be refill or exact, not {self.context!r}")
         StopStringFilter(self.stop)  # refuses an empty string
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise UserError unless a number of samples or characters is in range."""
+    if not 1 <= value <= MAX_INT:
+        raise UserError(f"{name} must be at least 1 and at most 2^63 - 1, not {value}")
 
 
 DEFAULTS = GenerationOptions()
@@ -96,21 +124,26 @@ def load(
 
 
 def generate(
-    text_model: TextModel, prompt: str = "", options: GenerationOptions = DEFAULTS, **settings: Any
+    model: TextModel | HasTextModel,
+    prompt: str = "",
+    options: GenerationOptions = DEFAULTS,
+    **settings: Any,
 ) -> Iterator[str]:
     """Yield the text that follows a prompt, each character as soon as it is drawn.
 
+    The model is in evaluation mode until the text ends.
+
     Args:
-        text_model: from ``load``.
+        model: from ``load``, or a ``LanguageModel``.
         prompt: the text to continue; by default a line break.
         options: see ``GenerationOptions``.
         settings: single options, such as ``temperature=0.5``, which override ``options``.
 
     Raises:
-        UserError: if an option is out of range, or the model does not know a character of the
-            prompt.
+        UserError: if an option is out of range, the model does not know a character of the prompt,
+            or it returns NaN.
     """
-    options = replace(options, **settings)
+    text_model, options = as_text_model(model), replace(options, **settings)
     stop = StopStringFilter(options.stop)
     for ids in _decode(text_model, prompt, options):
         if shown := stop.feed(text_model.tokenizer.decode(ids)):
@@ -122,7 +155,7 @@ def generate(
 
 
 def generate_many(
-    text_model: TextModel,
+    model: TextModel | HasTextModel,
     num_samples: int,
     prompt: str = "",
     options: GenerationOptions = DEFAULTS,
@@ -134,7 +167,8 @@ def generate_many(
     The first sample is the text of ``generate``, which also describes the arguments. ``on_step`` is
     called after each step with the number of characters drawn in it.
     """
-    options, tokenizer = replace(options, **settings), text_model.tokenizer
+    text_model, options = as_text_model(model), replace(options, **settings)
+    tokenizer = text_model.tokenizer
     on_cpu = next(text_model.model.parameters()).is_cpu
     batch_size = CPU_BATCH_SIZE if on_cpu else GPU_BATCH_SIZE
     for first in range(0, num_samples, batch_size):
@@ -166,18 +200,20 @@ def _decode(
     model, device = text_model.model, next(text_model.model.parameters()).device
     start = start_ids(text_model.tokenizer, prompt).to(device).expand(n, -1)
     u_stream = uniform_streams(options.seed, n, first, device)
-    return decode(model, start, options.max_new_tokens, options, u_stream, options.context)
+    steps = decode(model, start, options.max_new_tokens, options, u_stream, options.context)
+    vocab_size = len(text_model.tokenizer.vocabulary)
+    with evaluation_mode(model):
+        for i, ids in enumerate(steps):
+            # NaN draws an id outside the vocabulary; on a GPU, looking at each step would slow it
+            if (i == 0 or device.type == "cpu") and int(ids.max()) >= vocab_size:
+                raise UserError(DIVERGED)
+            yield ids
 
 
 def sample_text(model: Model, tokenizer: Tokenizer, max_new_tokens: int, seed: int) -> str:
     """Return one sample. The global random state and the model's mode are not changed."""
-    training = model.training
-    model.eval()
-    try:
-        text_model = TextModel(model, tokenizer)
-        return "".join(generate(text_model, max_new_tokens=max_new_tokens, seed=seed))
-    finally:
-        model.train(training)
+    text_model = TextModel(model, tokenizer)
+    return "".join(generate(text_model, max_new_tokens=max_new_tokens, seed=seed))
 
 
 def start_ids(tokenizer: Tokenizer, prompt: str) -> Tensor:

@@ -13,6 +13,8 @@ from nanogpt.errors import UserError
 from nanogpt.text.batches import hash_seed
 
 GREEDY_BELOW = 1e-6  # below this temperature only ties could be drawn differently
+UNIFORM_ABOVE = 1e30  # a higher temperature changes nothing, and may be infinite in float32
+SMALLEST_TOP_P = 1e-30  # a lower one keeps the same characters, and may be zero in float32
 STEPS_PER_DRAW = 64  # drawing the numbers of many steps in one call is faster
 
 
@@ -65,13 +67,13 @@ def next_probabilities(logits: Tensor, rule: SamplingRule) -> Tensor:
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if rule.temperature != 1:
         # subtract the largest logit first, so that a small temperature cannot overflow
-        logits = (logits - logits.amax(-1, keepdim=True)) / rule.temperature
+        logits = logits - logits.amax(-1, keepdim=True)
+        logits = logits / min(rule.temperature, UNIFORM_ABOVE)
     probabilities = logits.softmax(-1)
     if rule.top_p is not None and rule.top_p < 1:
         descending = probabilities.sort(-1, descending=True).values
-        kept = (
-            descending.cumsum(-1) - descending < rule.top_p
-        )  # cumulative probability before this character
+        before = descending.cumsum(-1) - descending  # probability of the more likely characters
+        kept = before < max(rule.top_p, SMALLEST_TOP_P)
         smallest = descending.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)  # (B, 1)
         probabilities = probabilities.masked_fill(probabilities < smallest, 0)
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)

@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from nanogpt.atomic import write_atomically
 from nanogpt.generation.generate import GenerationOptions, TextModel, generate_many
-from nanogpt.insight.attention_maps import SENTENCE, attention_maps
+from nanogpt.insight.attention_maps import SENTENCE, record_attention
 from nanogpt.insight.loss_by_position import bin_means, loss_by_position
 from nanogpt.insight.memorization import find_overlap
 from nanogpt.insight.model_card import render_card
@@ -70,7 +70,7 @@ def write_report(
     }
     losses = comparison_table(finished.history, finished.reference) or loss_table(finished.history)
     card = render_card(folder.name, facts, losses, finished.ngrams, overlaps, samples[0], settings)
-    write_atomically(folder / "card.md", card.encode(errors="replace"))
+    write_atomically(folder / "card.md", card.encode(errors="backslashreplace"))
     known = set(SENTENCE) <= set(tokenizer.vocabulary)
     sentence = SENTENCE if known else val_text[: len(SENTENCE)]
     log_to_tensorboard(finished, by_position, sentence[: finished.model.block_size])
@@ -94,7 +94,7 @@ def log_to_tensorboard(finished: FinishedRun, by_position: Tensor, sentence: str
         ids = tokenizer.encode(sentence).long().to(next(model.parameters()).device)
         characters = [printable(character) for character in sentence]
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # missing glyphs
-            for layer, maps in enumerate(attention_maps(model, ids), 1):
+            for layer, maps in enumerate(record_attention(model, ids), 1):
                 figure = plot_attention(maps, characters, f"layer {layer}")
                 writer.add_figure(f"attention/layer_{layer}", figure, step)
         embeddings = model.token_embedding.weight.detach()

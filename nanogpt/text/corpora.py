@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nanogpt.atomic import write_atomically
 from nanogpt.errors import UserError
+from nanogpt.notices import notice
 from nanogpt.text.files import decode_text, read_file
 from nanogpt.text.pastiche import pastiche
 
@@ -28,14 +29,21 @@ RETRY_AFTER_SECONDS = (1.0, 2.0)  # pauses before the second and third attempt
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text, its name or path, and the SHA-256 of the bytes before decoding.
+    """A text and where it comes from.
 
-    ``stands_in_for`` is the requested corpus if it was not available, and ``failure`` the reason.
+    Args:
+        name: the name or the path by which it was requested.
+        text: all of it.
+        sha256: SHA-256 of the bytes before decoding.
+        path: absolute path of the file; None for the corpora that have a name.
+        stands_in_for: the requested corpus if it was not available.
+        failure: the reason why it was not.
     """
 
     name: str
     text: str
     sha256: str
+    path: str | None = None
     stands_in_for: str | None = None
     failure: str | None = None
 
@@ -44,6 +52,7 @@ def load_corpus(
     corpus: str = TINY_SHAKESPEARE,
     encoding: str = "utf-8",
     offline_corpus: str | None = PASTICHE,
+    trained_path: str | None = None,
 ) -> Corpus:
     """Load a corpus by name or from the path of a text file.
 
@@ -52,6 +61,8 @@ def load_corpus(
         encoding: text encoding of the file; ignored for the other two.
         offline_corpus: the corpus to use if tiny Shakespeare is not on disk and cannot be
             downloaded; None raises an error instead.
+        trained_path: absolute path of the file in training. It is read, with a notice, if
+            ``corpus`` is a relative path that does not exist in the current folder.
 
     Raises:
         UserError: if there is no such file, it is empty or it cannot be decoded; or if tiny
@@ -61,7 +72,7 @@ def load_corpus(
         text = pastiche()
         return Corpus(PASTICHE, text, hashlib.sha256(text.encode()).hexdigest())
     if corpus != TINY_SHAKESPEARE:
-        return read_corpus(Path(corpus), encoding)
+        return read_corpus(corpus, encoding, trained_path)
     path = find_tiny_shakespeare()
     if path is None:
         path = cache_folder() / FILE
@@ -78,12 +89,22 @@ def load_corpus(
     return Corpus(TINY_SHAKESPEARE, path.read_text("utf-8"), SHA256)
 
 
-def read_corpus(path: Path, encoding: str = "utf-8") -> Corpus:
-    """Read a text file; raise UserError if that fails, or if it is empty."""
+def read_corpus(name: str, encoding: str, trained_path: str | None) -> Corpus:
+    """Read a text file; raise UserError if that fails, or if it is empty. See ``load_corpus``."""
+    path, searched = Path(name), ""
     hint = f"--data.corpus takes the path of a text file or one of {', '.join(BUILT_IN)}"
-    raw = read_file(str(path), "the corpus", hint)
+    if not path.is_absolute():
+        searched = f" in {str(Path.cwd())!r}"
+        if trained_path and trained_path != str(path.absolute()) and not os.path.lexists(path):
+            # Path.is_file raises an error for a name that is too long
+            if os.path.isfile(trained_path):  # noqa: PTH113
+                notice(f"no {name!r} in the current folder: reading {trained_path!r} instead")
+                path = Path(trained_path)
+            else:
+                searched += f", nor at {trained_path!r}, where it was in training"
+    raw = read_file(str(path), "the corpus", hint, searched)
     text = decode_text(raw, encoding, f"the corpus {str(path)!r}", "--data.encoding")
-    return Corpus(str(path), text, hashlib.sha256(raw).hexdigest())
+    return Corpus(name, text, hashlib.sha256(raw).hexdigest(), str(path.absolute()))
 
 
 def find_tiny_shakespeare() -> Path | None:

@@ -6,17 +6,18 @@ from pathlib import Path
 from nanogpt.errors import UserError
 
 
-def read_file(path: str, name: str, hint: str) -> bytes:
+def read_file(path: str, name: str, hint: str, searched: str = "") -> bytes:
     """Return the bytes of a file; raise UserError if it does not exist or cannot be read.
 
     Args:
         path: path of a regular file; reading a FIFO or a device might never end.
         name: what to call the file in an error message, such as ``the corpus``.
         hint: the end of the error message: the option to pass and the values it takes.
+        searched: where a file that does not exist was searched for, such as `` in '/home'``.
     """
     try:
         if not Path(path).is_file():
-            state = "is not a file" if Path(path).exists() else "does not exist"
+            state = "is not a file" if Path(path).exists() else f"does not exist{searched}"
             raise UserError(f"{name} {path!r} {state}; {hint}")
         return Path(path).read_bytes()
     except OSError as error:

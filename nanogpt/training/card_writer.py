@@ -11,7 +11,7 @@ from nanogpt.insight.reference import best_losses, reference_curve
 from nanogpt.models import count_parameters
 from nanogpt.notices import notice
 from nanogpt.runs import Run
-from nanogpt.training.callbacks import RunRecorder
+from nanogpt.training.callbacks.run_state import RunState
 from nanogpt.training.datamodule import CharDataModule
 from nanogpt.training.run_config import changed_settings
 
@@ -19,7 +19,7 @@ from nanogpt.training.run_config import changed_settings
 def write_card(
     trainer: L.Trainer,
     data: CharDataModule,
-    recorder: RunRecorder,
+    run_state: RunState,
     checkpoint: Checkpoint,
     settings: Namespace,
     defaults: Namespace,
@@ -39,7 +39,7 @@ def write_card(
         tokenizer=checkpoint.tokenizer,
         text=data.corpus.text,
         n_train=len(data.splits["train"]),
-        history=recorder.history,
+        history=run_state.history,
         reference=reference_curve(settings.reference, data.corpus.sha256),
         ngrams=data.ngrams,
         seed=data.seed,
@@ -47,7 +47,7 @@ def write_card(
     architecture = checkpoint.settings["architecture"]
     facts = {"parameters": f"{count_parameters(model):,} ({architecture})"}
     try:
-        facts |= run_facts(trainer, data, recorder)
+        facts |= run_facts(trainer, data, run_state)
         run_report.write_report(finished, facts, changed_settings(settings, defaults))
     except OSError as error:
         notice(f"the run is complete and saved, but its card could not be written: {error}")
@@ -55,10 +55,10 @@ def write_card(
         print(f"card         {run.folder / 'card.md'}, with curves.png")
 
 
-def run_facts(trainer: L.Trainer, data: CharDataModule, recorder: RunRecorder) -> dict[str, str]:
+def run_facts(trainer: L.Trainer, data: CharDataModule, run_state: RunState) -> dict[str, str]:
     """Return the facts about a run that its card lists, by name."""
-    best, corpus = best_losses(recorder.history), data.corpus
-    resumed = f", resumed at step {recorder.first_step:,}" if recorder.first_step else ""
+    best, corpus = best_losses(run_state.history), data.corpus
+    resumed = f", resumed at step {run_state.first_step:,}" if run_state.first_step else ""
     replaced = f", in place of {corpus.stands_in_for}" if corpus.stands_in_for else ""
     return {
         "best val loss": f"{best.val:.4f} nats per character at step {best.step:,} (perplexity "
@@ -67,7 +67,7 @@ def run_facts(trainer: L.Trainer, data: CharDataModule, recorder: RunRecorder) -
         f"{len(data.tokenizer.vocabulary)} distinct, SHA-256 `{corpus.sha256}`",
         "training": f"{trainer.global_step:,} steps of {data.batch_size} x {data.block_size} "
         f"characters{resumed}, seed {data.seed}, in {trainer.precision}",
-        "time": f"{recorder.seconds:.1f} s, evaluations included",
+        "time": f"{run_state.seconds:.1f} s, evaluations included",
         "machine": provenance.machine(trainer.strategy.root_device),
         "versions": provenance.versions(),
         "code": provenance.git_state(),

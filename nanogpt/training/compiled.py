@@ -8,7 +8,7 @@ launched at once.
 - CUDA graphs write gradients to fixed addresses, which is incompatible with gradient accumulation
   and with several devices: such runs are compiled without graphs.
 - Compiled dropout and token noise draw other random numbers on a GPU than uncompiled ones, from the
-  same generator, so that saving and restoring its state works as without compilation.
+  same generator, so that seeding each step works as without compilation.
 
 This has never run on a GPU.
 """
@@ -18,11 +18,12 @@ from typing import Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from nanogpt.notices import notice
-from nanogpt.training.lightning_module import LanguageModel, Loss
-from nanogpt.training.resume import get_random_state, set_random_state
+from nanogpt.training.lightning_module import LanguageModel
+from nanogpt.training.losses import Loss
 
 Choice = bool | Literal["auto"]
 
@@ -65,15 +66,13 @@ class CompiledLoss:
     def __call__(self, net: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch."""
         if self.run is None:
-            random_state = get_random_state(ids.device)
-            try:
-                self.run = self._compile(net, ids, targets)
-            except Exception as error:  # the compiler has hundreds of ways to fail
-                torch.compiler.reset()  # frees its memory
-                notice(f"torch.compile failed, training continues uncompiled: {reason(error)}")
-                self.run, self.graphs = self.loss, False
-            finally:
-                set_random_state(random_state, ids.device)
+            with isolate_rng():
+                try:
+                    self.run = self._compile(net, ids, targets)
+                except Exception as error:  # the compiler has hundreds of ways to fail
+                    torch.compiler.reset()  # frees its memory
+                    notice(f"torch.compile failed, training continues uncompiled: {reason(error)}")
+                    self.run, self.graphs = self.loss, False
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()
         return self.run(net, ids, targets)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from nanogpt.generation.checkpoint import Checkpoint
@@ -18,7 +19,6 @@ from nanogpt.notices import program
 from nanogpt.runs import LOGS
 from nanogpt.text import corpora
 from nanogpt.training.datamodule import CharDataModule
-from nanogpt.training.hardware_settings import limit_threads
 from nanogpt.training.lightning_module import LanguageModel
 
 SAMPLE_CHARACTERS = 500
@@ -42,36 +42,34 @@ def warn_about_replaced_corpus(corpus: corpora.Corpus) -> None:
     )
 
 
-def print_header(trainer: L.Trainer, model: LanguageModel, data: CharDataModule) -> None:
-    """Print corpus, model size, device and run folder, and the duration if that is long.
-
-    On a CPU this also sets the number of threads.
-    """
-    if data.corpus.stands_in_for and trainer.is_global_zero:
-        warn_about_replaced_corpus(data.corpus)
+def print_header(
+    trainer: L.Trainer, model: LanguageModel, data: CharDataModule, folder: Path | None
+) -> None:
+    """Print corpus, model size, device and run folder, and the duration if that is long."""
     n_train, n_val = len(data.splits["train"]), len(data.splits["val"])
-    model.print(
+    print(
         f"corpus {data.corpus.name}: {n_train + n_val:,} characters, "
         f"{len(data.tokenizer.vocabulary)} distinct; {n_train:,} train, {n_val:,} val"
     )
-    n_parameters = count_parameters(model.net)
-    model.print(f"{n_parameters / 1e6} M parameters")
+    print(f"{count_parameters(model.net) / 1e6} M parameters")
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    folder = f", in {Path(trainer.log_dir)}" if trainer.logger and trainer.log_dir else ""
+    place = f", in {folder}" if folder else ""
     resumed = f", resumed at step {trainer.global_step}" if trainer.global_step else ""
-    model.print(f"training on {name} in {trainer.precision}{folder}{resumed}")
-    if device.type != "cpu":
-        return
-    flop_per_step = 6 * n_parameters * data.batch_size * data.block_size
-    limit_threads(flop_per_step)
+    print(f"training on {name} in {trainer.precision}{place}{resumed}")
     steps = trainer.max_steps - trainer.global_step
-    if flop_per_step * steps > LONG_ON_CPU:
+    if device.type == "cpu" and flop_per_step(model, data) * steps > LONG_ON_CPU:
         hours = measure_step(trainer, model, data) * steps / 3600
-        model.print(
+        print(
             f"estimated time: about {hours:.1f} hours on this CPU; --config quickstart trains a "
             "smaller model in minutes"
         )
+    sys.stdout.flush()
+
+
+def flop_per_step(model: LanguageModel, data: CharDataModule) -> float:
+    """Return the floating-point operations of an optimizer step, by the usual estimate."""
+    return 6 * count_parameters(model.net) * data.batch_size * data.block_size
 
 
 def measure_step(trainer: L.Trainer, model: LanguageModel, data: CharDataModule) -> float:
@@ -85,10 +83,27 @@ def measure_step(trainer: L.Trainer, model: LanguageModel, data: CharDataModule)
     with isolate_rng(), trainer.precision_plugin.train_step_context():
         for _ in range(3):  # the first step also allocates memory
             start = time.perf_counter()
-            model.training_step((ids, ids), 0).backward()
+            model.training_loss(model.net, ids, ids).backward()
             seconds = min(seconds, time.perf_counter() - start)
     model.zero_grad()
     return seconds * data.batch_size / windows
+
+
+def print_end(trainer: L.Trainer, step: int) -> None:
+    """Print why the run ended after ``step`` steps, if that was not the last one."""
+    last = trainer.max_steps
+    if trainer.fast_dev_run or 0 <= last <= step:  # type: ignore[attr-defined]
+        return
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    stops = [c.stopping_reason_message for c in callbacks if isinstance(c, EarlyStopping)]
+    reasons = [stop.removesuffix(" Signaling Trainer to stop.") for stop in stops if stop]
+    timers = [callback for callback in callbacks if isinstance(callback, Timer)]
+    remaining = [timer.time_remaining() for timer in timers]
+    if any(seconds is not None and seconds <= 0 for seconds in remaining):
+        reasons.append("the time is up")
+    of_last = f" of {last:,}" if last >= 0 else ""
+    reason = "; ".join(reasons) or "a callback or a signal stopped the trainer"
+    print(f"training ended at step {step:,}{of_last}: {reason}")
 
 
 def print_result(

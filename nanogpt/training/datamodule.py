@@ -6,6 +6,7 @@ from functools import cached_property
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
 from nanogpt.errors import UserError
@@ -36,7 +37,7 @@ class CharDataModule(L.LightningDataModule):
             null raises an error instead.
         block_size: number of characters in a window, set from the block size of the model.
         seed: random seed of the windows, set from the seed of the run.
-        vocabulary: characters of the model, if known; null takes those of the corpus.
+        vocabulary: the distinct characters, in order; null takes those of the corpus.
     """
 
     def __init__(
@@ -62,26 +63,43 @@ class CharDataModule(L.LightningDataModule):
         self.val_fraction, self.batch_size = val_fraction, batch_size
         self.replacement = replacement
         self.block_size, self.seed = block_size, seed
-        self.vocabulary = vocabulary
+        self.known_vocabulary = vocabulary
         self.save_hyperparameters(logger=False, ignore="vocabulary")
+        self.corpus: Corpus  # from setup or restore_corpus
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
-    def restore_corpus(self, saved: dict[str, str | None]) -> None:
+    @property
+    def vocabulary(self) -> str:
+        """The distinct characters, in order. The corpus is loaded if that has not been done."""
+        self.prepare_data()
+        self.setup("fit")
+        return self.tokenizer.vocabulary
+
+    def restore_corpus(self, saved: dict[str, str | None], vocabulary: str | None = None) -> None:
         """Load the corpus of a checkpoint's ``state_dict``; a notice says if the text differs.
 
-        If another corpus replaced the configured one in training, it replaces it again.
+        If another corpus replaced the configured one in training, it replaces it again. A given
+        vocabulary replaces that of the corpus.
         """
+        self.known_vocabulary = vocabulary or self.known_vocabulary
         name = saved.get("name")
         if name and saved.get("stands_in_for") == self.corpus_name:
             self.corpus_name = name
-        self.setup("validate")
-        if saved.get("sha256") != self.corpus.sha256:
+        trained_path = saved.get("path") if name == self.corpus_name else None
+        self.corpus = load_corpus(
+            self.corpus_name, self.encoding, self.offline_corpus, trained_path
+        )
+        differs = saved.get("sha256") != self.corpus.sha256
+        if differs and name == self.corpus.name:
+            notice(f"the corpus {name!r} has changed since the model was trained on it")
+        self.setup("validate")  # which may not know a character of the changed text
+        if differs and name != self.corpus.name:
             notice(f"the model was trained on {name!r}, not on {self.corpus.name!r}")
 
     def state_dict(self) -> dict[str, str | None]:
         """Return the identity of the corpus, for checkpoints."""
         corpus = self.corpus
-        identity = {"name": corpus.name, "sha256": corpus.sha256}
+        identity = {"name": corpus.name, "sha256": corpus.sha256, "path": corpus.path}
         return identity | {"stands_in_for": corpus.stands_in_for}
 
     def prepare_data(self) -> None:
@@ -95,11 +113,12 @@ class CharDataModule(L.LightningDataModule):
         Raises:
             UserError: if the corpus cannot be loaded, or a split is too short for one window.
         """
-        if hasattr(self, "corpus"):
+        if hasattr(self, "splits"):
             return
-        self.corpus: Corpus = load_corpus(self.corpus_name, self.encoding, self.offline_corpus)
+        if not hasattr(self, "corpus"):  # not restored from a checkpoint
+            self.corpus = load_corpus(self.corpus_name, self.encoding, self.offline_corpus)
         text = self.corpus.text
-        known = self.vocabulary
+        known = self.known_vocabulary
         self.tokenizer = Tokenizer.from_text(text) if known is None else Tokenizer(known)
         ids = self.tokenizer.encode(text)
         n_train = int((1 - self.val_fraction) * len(ids))
@@ -144,9 +163,14 @@ class CharDataModule(L.LightningDataModule):
         n_targets = len(self.splits["val"]) - 1
         n_train = len(self.splits["train"])
         last_offset, n_train_targets = n_train - 1 - self.block_size, min(n_targets, n_train - 1)
+        trainer = self.trainer
+        rank, processes = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         return [
-            EvaluationLoader(evaluation_windows(n_targets, self.block_size)),
-            EvaluationLoader(evaluation_windows(n_train_targets, self.block_size, last_offset)),
+            EvaluationLoader(batches, rank, processes)
+            for batches in (
+                evaluation_windows(n_targets, self.block_size),
+                evaluation_windows(n_train_targets, self.block_size, last_offset),
+            )
         ]
 
     def on_after_batch_transfer(
@@ -166,19 +190,28 @@ class CharDataModule(L.LightningDataModule):
 
 @dataclass(frozen=True)
 class EvaluationLoader:
-    """Batches of evaluation windows, the same in every evaluation."""
+    """Batches of evaluation windows, the same in every evaluation.
+
+    Each process gets its part of each batch, which may be empty.
+    """
 
     batches: list[Windows]
+    rank: int = 0
+    processes: int = 1
 
     def __iter__(self) -> Iterator[Windows]:
-        return iter(self.batches)
+        for offsets, length in self.batches:
+            yield Windows(offsets[self.rank :: self.processes], length)
 
     def __len__(self) -> int:
         return len(self.batches)
 
 
 class TrainingLoader:
-    """Training batches of this rank, from the next optimizer step."""
+    """Training batches of this process, from the next optimizer step.
+
+    With ``overfit_batches``, each of Lightning's epochs starts at step 0: the same batches again.
+    """
 
     def __init__(self, data: CharDataModule) -> None:
         self.data = data
@@ -187,9 +220,14 @@ class TrainingLoader:
         data, trainer = self.data, self.data.trainer
         assert trainer is not None
         data.check_batch_size(trainer)
+        endless = trainer.max_steps == -1 and isinstance(trainer.limit_train_batches, float)
+        if endless and not any(isinstance(c, Timer) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError(
+                "training is counted in optimizer steps, not in epochs: use Trainer(max_steps=N)"
+            )
         return training_batches(
             data.draw,
-            trainer.global_step,
+            0 if trainer.overfit_batches else trainer.global_step,  # type: ignore[attr-defined]
             trainer.accumulate_grad_batches,
             trainer.global_rank,
             trainer.world_size,

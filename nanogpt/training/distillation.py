@@ -17,7 +17,7 @@ from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import read_checkpoint
 from nanogpt.notices import notice
 from nanogpt.training.datamodule import CharDataModule
-from nanogpt.training.lightning_module import Loss, next_character_loss
+from nanogpt.training.losses import Loss, next_character_loss
 
 
 def build_loss(teachers: Sequence[str], data: CharDataModule, device: torch.device) -> Loss:

@@ -3,9 +3,11 @@
 import os
 
 import torch
+from jsonargparse import Namespace
 
 from nanogpt.errors import UserError
 from nanogpt.hardware import configure_allocator, fast_bf16
+from nanogpt.training.lightning_module import LanguageModel
 
 
 def device_type(accelerator: str) -> str:
@@ -17,6 +19,23 @@ def device_type(accelerator: str) -> str:
             return "mps"
         return "cpu"
     return accelerator
+
+
+def use_torchrun(trainer: Namespace) -> None:
+    """Train on the processes that torchrun has started, if it has.
+
+    Raises:
+        UserError: if ``--trainer.devices`` is another number.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    local, world = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if str(trainer.devices) not in ("1", "-1", "auto", str(local)):
+        raise UserError(
+            f"torchrun has started {local} processes on this machine, but --trainer.devices is "
+            f"{trainer.devices}: set it to auto, or leave it out"
+        )
+    trainer.devices, trainer.num_nodes = local, world // local
 
 
 def configure_process() -> None:
@@ -39,8 +58,11 @@ def choose_precision(precision: str, device: str) -> tuple[str, str | None]:
     return "32-true", f"bf16 is slow on this {device.upper()}: using 32-true instead of {precision}"
 
 
-def check_memory(n_bytes: int) -> None:
+def check_memory(model: LanguageModel, vocab_size: int) -> None:
     """Raise a ``UserError`` if weights do not fit into memory and the system reports its size."""
+    with torch.device("meta"):  # shapes only
+        net = model.build(vocab_size)
+    n_bytes = sum(weight.nbytes for weight in net.parameters())
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -4,87 +4,88 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-import torch
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from nanogpt import kernels
-from nanogpt.atomic import write_atomically
-from nanogpt.errors import Interrupted, UserError
+from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from nanogpt.notices import program
 from nanogpt.option_errors import explain
 from nanogpt.runs import Run
-from nanogpt.training import console, hardware_settings, options, trainer_parts
-from nanogpt.training.callbacks import RunRecorder
+from nanogpt.training import console, hardware_settings, loggers, options, trainer_parts
+from nanogpt.training.callback_checks import check_callbacks, check_classes
+from nanogpt.training.callbacks.header import Header
+from nanogpt.training.callbacks.run_record import RunRecord
+from nanogpt.training.callbacks.run_state import RunState
+from nanogpt.training.callbacks.step_seed import StepSeed
 from nanogpt.training.card_writer import write_card
 from nanogpt.training.compiled import compiled_loss
+from nanogpt.training.config_loader import PARSER_MODE, complete_options, register_parser_mode
 from nanogpt.training.datamodule import CharDataModule
 from nanogpt.training.distillation import build_loss
+from nanogpt.training.lightning_internals import OneCommandCLI, spawning_launcher
 from nanogpt.training.lightning_module import LanguageModel
 from nanogpt.training.log_filter import filtered_logs
+from nanogpt.training.one_line_errors import one_line_errors
 from nanogpt.training.resume import ResumePoint, find_resume_point
 from nanogpt.training.run_config import notice_differences, prepend_run_config
 from nanogpt.training.run_lock import lock_folder
+from nanogpt.training.several_processes import prepare_signals
 
 
-class CLI(LightningCLI):
+class CLI(OneCommandCLI):
     """Runs the command ``fit`` or ``validate`` with the options ``argv``."""
 
     title = ""  # of the progress bar
+    warn_about_corpus = True  # whether to warn that another corpus replaces a missing one
 
     def __init__(self, command: str, argv: list[str]) -> None:
-        self.command, self.modified_ns = command, 0
+        self.modified_ns = 0
         self.checkpoint: Checkpoint | None = None
         self.resume_point: ResumePoint | None = None
+        self.folder: Path | None = None  # of the run
+        self.run_state = RunState()
         if not {"-h", "--help"} & set(argv):
             argv, self.checkpoint = prepend_run_config(command, argv)
             self.modified_ns = self.checkpoint.path.stat().st_mtime_ns if self.checkpoint else 0
+        register_parser_mode()
         with warnings.catch_warnings(), filtered_logs(), ExitStack() as self.locks:
             super().__init__(
-                LanguageModel,
-                CharDataModule,
-                args=[command, *argv],
-                save_config_callback=None,  # the RunRecorder saves it
+                command,
+                options.HELP,
+                model_class=LanguageModel,
+                datamodule_class=CharDataModule,
+                args=[command, *complete_options(argv)],
+                save_config_callback=None,  # RunRecord saves it, whatever the logger
                 seed_everything_default=1337,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 parser_kwargs={
                     "prog": program(),
+                    "parser_mode": PARSER_MODE,
                     "exit_on_error": False,
                     "allow_abbrev": False,
-                    command: {"exit_on_error": False},
+                    command: {"exit_on_error": False, "parser_mode": PARSER_MODE},
                 },
                 trainer_defaults=options.TRAINER_DEFAULTS,
             )
-
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Return only the current command: building a parser takes a tenth of a second."""
-        return {self.command: LightningCLI.subcommands()[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that are not Lightning's."""
         options.add_options(parser)
 
-    def _prepare_subcommand_parser(self, *args: Any, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(*args, **kwargs)
-        options.set_ckpt_path_help(parser)
-        return parser
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the options; raise a one-line error if they are not valid."""
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            names = self._parser(self.command).get_defaults().keys()
+            defaults = self.command_parser.get_defaults()
+            names = [name for name in defaults.keys() if not name.startswith("callbacks.")]  # noqa: SIM118
             raise UserError(explain(str(error), names)) from error
         except (ValueError, TypeError, AttributeError, RecursionError) as error:  # malformed YAML
             raise UserError(
@@ -95,38 +96,48 @@ class CLI(LightningCLI):
         options.resolve_model_settings(self.settings)
         options.check_derived(self.settings)
 
-    def _parse_ckpt_path(self) -> None:
-        """Do not let the hyperparameters of a checkpoint override the given settings."""
-
     def before_instantiate_classes(self) -> None:
         """Check the settings, find where to resume, and configure the process."""
         settings = self.settings
         if self.command == "fit":
             options.check_steps(settings)
+            options.check_batches(settings.trainer)
+            options.check_utf8("data.corpus", settings.data.corpus)
+            options.check_utf8("trainer.default_root_dir", settings.trainer.default_root_dir)
             settings.teachers = [options.find_teacher(given) for given in settings.teachers]
             if settings.ckpt_path and not self.checkpoint:  # set in a config
                 self.checkpoint = load_checkpoint(settings.ckpt_path, of_folder="last")
                 self.modified_ns = self.checkpoint.path.stat().st_mtime_ns
             if self.checkpoint:
-                point = find_resume_point(self.checkpoint, self.modified_ns, settings.trainer)
-                self.resume_point, self.checkpoint = point, None  # frees its memory
-                if point.run:
-                    saved = point.run.config.read_text(encoding="utf-8")
-                    notice_differences(saved, self.dump(settings), self.dump(self._defaults()))
+                self.find_resume_point(self.checkpoint)
         elif settings.trainer.limit_val_batches == 0:
             raise UserError("validate needs an evaluation: leave --trainer.limit_val_batches out")
+        check_classes(loggers.as_list(settings.trainer.callbacks))
         settings.data.seed = int(settings.seed_everything)  # a bool has become a number
-        settings.data.vocabulary = settings.model.vocabulary
+        self.config_text = self.dump(settings)  # before the loggers are placed
+        hardware_settings.use_torchrun(settings.trainer)
+        loggers.place_loggers(settings.trainer, self.resume_point)
         hardware_settings.configure_process()
 
-    def _defaults(self) -> Namespace:
-        return options.default_settings(self._parser(self.command), self.settings)
+    def find_resume_point(self, checkpoint: Checkpoint) -> None:
+        """Find where to resume, and print which settings have changed since."""
+        self.resume_point = find_resume_point(checkpoint, self.modified_ns, self.settings.trainer)
+        self.checkpoint = None  # frees its memory
+        if self.resume_point.run:
+            options.check_utf8("ckpt_path", self.resume_point.run.folder)
+            saved = self.resume_point.run.config.read_text(encoding="utf-8")
+            notice_differences(saved, self.dump(self.settings), self.dump(self.defaults))
+
+    @property
+    def defaults(self) -> Namespace:
+        """The defaults of all settings."""
+        return options.default_settings(self.command_parser, self.settings)
 
     def dump(self, settings: Namespace) -> str:
         """Return settings as YAML, to repeat the run from its start."""
         settings = settings.clone()
-        settings.ckpt_path = settings.data.vocabulary = None
-        return self._parser(self.command).dump(settings, skip_none=False)
+        settings.ckpt_path = None
+        return str(self.command_parser.dump(settings, skip_none=False))
 
     def instantiate_classes(self) -> None:
         """Build the model, the data and the trainer; raise a one-line error if that fails."""
@@ -135,34 +146,32 @@ class CLI(LightningCLI):
         except (TypeError, ValueError, ImportError) as error:
             raise UserError(explain(str(error), ())) from error
 
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+    def instantiate_trainer(self, **kwargs: object) -> L.Trainer:
         """Build the trainer with the configured parts and this project's own."""
-        config = self.config_init[self.command].trainer  # config.yaml keeps the configured ones
+        config = self.config_init[self.command].trainer
         trainer_parts.replace_slow_precision(config)
         if self.command == "fit":
-            if config.logger in (None, True):
-                config.logger = self.build_logger(config.default_root_dir or ".")
-            self.recorder = RunRecorder(
-                # parser.save would change the working directory while TensorBoard writes
-                lambda path: write_atomically(path, self.dump(self.settings).encode()),
-                self.print_header,
-                same_folder=bool(self.resume_point and self.resume_point.run),
-            )
-            trainer_parts.add_fit_parts(config, self.recorder, self.title)
+            named = vars(self.config_init[self.command].callbacks).values()
+            self.folder = loggers.place_run(config, self.resume_point, self.new_folder)
+            trainer_parts.add_fit_parts(config, self.run_callbacks(), named, self.title)
         else:
             config.logger = config.enable_checkpointing = config.enable_progress_bar = False
+            config.callbacks = None
         return super().instantiate_trainer(**kwargs)
 
-    def build_logger(self, root: str) -> TensorBoardLogger:
-        """Return the logger of a resumed run, or of a new ``lightning_logs/version_N``."""
-        resumed = self.resume_point.logger() if self.resume_point else None
-        return resumed or TensorBoardLogger(root, default_hp_metric=False, flush_secs=10)
+    def new_folder(self, root: str) -> Path:
+        """Return the folder of a new run, below ``default_root_dir``."""
+        return loggers.new_folder(root)
 
-    def print_header(self, trainer: L.Trainer, model: LanguageModel, data: CharDataModule) -> None:
-        """Print the lines before training."""
-        console.print_header(trainer, model, data)
-        if self.settings.teachers:
-            model.print(f"teachers: {', '.join(self.settings.teachers)}")
+    def run_callbacks(self) -> list[L.Callback]:
+        """Return the callbacks of every run."""
+        header = Header(self.folder, self.settings.teachers, self.warn_about_corpus)
+        parts: list[L.Callback] = [header, StepSeed(self.settings.data.seed), self.run_state]
+        if self.folder:
+            given = self.config_init[self.command].trainer.logger
+            rows = loggers.earlier_rows(given, self.resume_point)
+            parts.insert(0, RunRecord(self.folder, self.config_text, rows))
+        return parts
 
     def before_fit(self) -> None:
         """Set up data, loss and checkpoint, and find mistakes before anything is written."""
@@ -171,55 +180,56 @@ class CLI(LightningCLI):
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self.datamodule.check_batch_size(self.trainer)
+        check_callbacks(self.trainer, resumes=bool(self.resume_point))
         settings, device = self.settings, self.trainer.strategy.root_device
         loss = build_loss(settings.teachers, self.datamodule, device)
         self.model.training_loss = compiled_loss(loss, settings.compile, self.model, self.trainer)
-        vocabulary = self.datamodule.tokenizer.vocabulary
-        with torch.device("meta"):  # shapes only
-            net = self.model.build(len(vocabulary))
-        hardware_settings.check_memory(sum(weight.nbytes for weight in net.parameters()))
+        vocabulary = self.datamodule.vocabulary
+        hardware_settings.check_memory(self.model, len(vocabulary))
+        self.model.use_network(self.model.build(len(vocabulary)), vocabulary)
         if self.resume_point:
-            self.model.hparams["vocabulary"] = self.model.hparams["vocabulary"] or vocabulary
             self.model.check_compatible(self.resume_point.hparams)
             self.config_init[self.command].ckpt_path = str(self.resume_point.path)
             self.config_init[self.command].weights_only = True
-        if isinstance(self.trainer.logger, TensorBoardLogger) and self.trainer.is_global_zero:
-            self.locks.enter_context(lock_folder(Path(self.trainer.logger.log_dir)))
+        if self.folder and self.trainer.is_global_zero:
+            is_used = partial(getattr, self.trainer, "global_step")
+            self.locks.enter_context(lock_folder(self.folder, is_used))
             if self.resume_point:
                 self.resume_point.check_unchanged()
+        prepare_signals(self.trainer)
 
     @cached_property
     def best_checkpoint(self) -> Checkpoint | None:
         """The best checkpoint of the finished run, if it saved one and this is the main process."""
-        trainer = self.trainer
-        run = Run(Path(trainer.log_dir)) if trainer.logger and trainer.log_dir else None
-        path = run.checkpoint() if run and trainer.is_global_zero else None
-        checkpoint = read_checkpoint(path) if path else None
+        path = Run(self.folder).checkpoint() if self.folder else None
+        checkpoint = read_checkpoint(path) if path and self.trainer.is_global_zero else None
         if checkpoint:
             kernels.install(checkpoint.model)
         return checkpoint
 
     def after_fit(self) -> None:
         """Print the result and write the card."""
+        if spawning_launcher(self.trainer) and self.folder:
+            self.run_state.read(Run(self.folder))
         if self.trainer.is_global_zero:
-            reference, history = self.settings.reference, self.recorder.history
+            console.print_end(self.trainer, self.run_state.step)
+            history, reference = self.run_state.history, self.settings.reference
             console.print_result(self.datamodule, history, reference, self.best_checkpoint)
         self.write_card()
 
     def write_card(self) -> None:
         """Write a card of the run to its folder, unless ``--card false`` is given."""
-        if self.settings.card and self.best_checkpoint and self.recorder.history:
-            parts = (self.trainer, self.datamodule, self.recorder, self.best_checkpoint)
-            write_card(*parts, self.settings, self._defaults())
+        if self.settings.card and self.best_checkpoint and self.run_state.history:
+            parts = (self.trainer, self.datamodule, self.run_state, self.best_checkpoint)
+            write_card(*parts, self.settings, self.defaults)
 
     def before_validate(self) -> None:
         """Use the network, the vocabulary and the corpus of the checkpoint."""
         assert self.checkpoint
         vocabulary = self.checkpoint.tokenizer.vocabulary
-        self.model.hparams["vocabulary"] = self.datamodule.vocabulary = vocabulary
-        self.model.check_compatible(self.checkpoint.settings)
-        self.model.net = kernels.install(self.checkpoint.model)
-        self.datamodule.restore_corpus(self.checkpoint.corpus)
+        self.datamodule.restore_corpus(self.checkpoint.corpus, vocabulary)
+        self.model.check_compatible(self.checkpoint.settings | {"vocabulary": None})
+        self.model.use_network(self.checkpoint.model, vocabulary)
         # Lightning would load it again, and ask for the callbacks of the training
         self.config_init[self.command].ckpt_path = None
 
@@ -232,18 +242,7 @@ class CLI(LightningCLI):
 def run(command: str, argv: list[str], cli: Callable[[str, list[str]], CLI] = CLI) -> CLI:
     """Run ``fit`` or ``validate`` with the given options and return the finished CLI.
 
-    Raises:
-        UserError: for a mistake that the user can correct.
-        Interrupted: after Ctrl-C or SIGTERM, when the current step is saved.
-        KeyboardInterrupt: after a second Ctrl-C, when Lightning has cleaned up.
+    The exceptions are those of ``one_line_errors``.
     """
-    try:
+    with one_line_errors():
         return cli(command, argv)
-    except MisconfigurationException as error:
-        raise UserError(" ".join(str(error).split())) from error
-    except SIGTERMException as end:  # handled by Lightning: before training, or on several devices
-        raise Interrupted("stopped by SIGTERM; the last checkpoint is kept", 143) from end
-    except SystemExit as end:
-        if end.code == 1:  # how Lightning ends the process after Ctrl-C
-            raise KeyboardInterrupt from None
-        raise

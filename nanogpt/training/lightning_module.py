@@ -1,30 +1,29 @@
 """The LightningModule: training step, evaluation and optimizer of a language model."""
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+import torch
+from torch import Tensor
 from torchmetrics import MeanMetric
 
 from nanogpt import kernels
 from nanogpt.errors import UserError
+from nanogpt.generation.generate import TextModel
 from nanogpt.models.registry import (
     Model,
     build_config,
     build_model,
+    count_parameters,
     plain_settings,
     structural_settings,
 )
-from nanogpt.training.non_finite_guard import NonFiniteGuard
-from nanogpt.training.optimizer import OptimizerName, build_optimizer
-from nanogpt.training.schedule import Schedule, is_scheduled, learning_rate_factor
-
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (network, ids (B, T), targets (B, T))
+from nanogpt.text.tokenizer import Tokenizer
+from nanogpt.training.losses import Loss, next_character_loss
+from nanogpt.training.optimizer import OptimizerName, build_optimizer, is_fused
+from nanogpt.training.schedule import Schedule, build_scheduler, is_scheduled
 
 
 class LanguageModel(L.LightningModule):
@@ -43,7 +42,8 @@ class LanguageModel(L.LightningModule):
         schedule: ``constant``; ``cosine``, to a tenth at the last step; or ``linear``, to zero over
             the last 60% of the steps.
         warmup_steps: number of steps over which the learning rate rises linearly.
-        vocabulary: the distinct characters, in order; null takes them from the data.
+        vocabulary: the distinct characters, in order; null takes those of the data module, and
+            builds the network when training starts.
         settings: of the architecture, such as ``n_layer``; see its config in ``nanogpt/models/``.
 
     Raises:
@@ -78,28 +78,62 @@ class LanguageModel(L.LightningModule):
         self.config = build_config(architecture, settings)
         self.save_hyperparameters(logger=False, ignore=list(settings))
         self.hparams.update(plain_settings(self.config))
-        # NaN losses stay NaN: by default the metric would leave their batches out
-        self.val_loss, self.train_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(2))
-        self.evaluation: dict[str, float] = {}
-        self.guard = NonFiniteGuard()
+        # NaN losses stay NaN: by default the metric would leave their batches out. A dictionary is
+        # no submodule, so that the sums stay in float32 in half precision
+        self.losses = {name: MeanMetric(nan_strategy=math.nan) for name in ("val", "train")}
         # replaced by the command line; not part of a checkpoint
         self.training_loss: Loss = next_character_loss
+        self.net: Model
+        if vocabulary is not None:
+            self.use_network(self.build(len(Tokenizer(vocabulary).vocabulary)), vocabulary)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning sets this some forty times a step; nn.Module.__setattr__ would look for
-        # parameters each time, which takes a tenth of a small model's step
-        if name == "_current_fx_name":
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+    def use_network(self, net: Model, vocabulary: str) -> None:
+        """Use a network with the settings of this model, with the fast kernels."""
+        self.net, self.hparams["vocabulary"] = kernels.install(net), vocabulary
+
+    def setup(self, stage: str) -> None:
+        """Take the vocabulary of the data module, or check that it is that of the model.
+
+        Raises:
+            UserError: if they differ, there is neither, or windows are too long for the model.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        given, own = getattr(data, "vocabulary", None), self.hparams["vocabulary"]
+        if own is None and given is None:
+            raise UserError(
+                "the model has no vocabulary: create it with "
+                "LanguageModel(..., vocabulary=CHARACTERS), or train it with a CharDataModule"
+            )
+        if own is not None and given not in (None, own):
+            raise UserError(
+                f"the model knows the characters {own!r}, but the text has {given!r}: use the text "
+                "that it was trained on, or a new model"
+            )
+        self.hparams["vocabulary"] = own if given is None else given
+        block_size, longest = getattr(data, "block_size", 0), self.hparams["block_size"]
+        if block_size > longest:
+            raise UserError(
+                f"the data module makes windows of {block_size} characters, but the model reads "
+                f"at most {longest}: give both the same block_size"
+            )
 
     def configure_model(self) -> None:
-        """Build the network; without a vocabulary, take the data module's."""
-        if hasattr(self, "net"):
-            return
-        if self.hparams["vocabulary"] is None:
-            self.hparams["vocabulary"] = self.trainer.datamodule.tokenizer.vocabulary  # type: ignore[attr-defined]
-        self.net = kernels.install(self.build(len(self.hparams["vocabulary"])))
+        """Build the network, unless it was built with the model or for an earlier stage."""
+        if not hasattr(self, "net"):
+            self.net = kernels.install(self.build(len(self.hparams["vocabulary"])))
+
+    def on_fit_start(self) -> None:
+        """Log the hyperparameters of model and data to each logger."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        hparams = {**(data.hparams if data else {}), **self.hparams}
+        if data and (corpus := data.state_dict()):
+            hparams |= {f"corpus_{name}": value for name, value in corpus.items()}
+        hparams |= {"precision": self.trainer.precision, "parameters": count_parameters(self.net)}
+        for name, value in hparams.items():
+            if not isinstance(value, int | float):  # the path of a text may be no valid Unicode
+                hparams[name] = str(value).encode(errors="backslashreplace").decode()
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(hparams)
 
     def build(self, vocab_size: int) -> Model:
         """Build a new network with these settings, without the fast kernels.
@@ -109,6 +143,19 @@ class LanguageModel(L.LightningModule):
         """
         settings = plain_settings(self.config)
         return build_model(self.hparams["architecture"], vocab_size, **settings)
+
+    def text_model(self) -> TextModel:
+        """Return the network and its tokenizer, for ``nanogpt.generate`` and ``attention_maps``.
+
+        Raises:
+            UserError: if there is no network yet.
+        """
+        if not hasattr(self, "net"):
+            raise UserError(
+                "the model has no network yet: train it, or create it with its vocabulary, "
+                "LanguageModel(..., vocabulary=CHARACTERS)"
+            )
+        return TextModel(self.net, Tokenizer(self.hparams["vocabulary"]))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that a checkpoint matches this model, before its weights are loaded."""
@@ -140,57 +187,60 @@ class LanguageModel(L.LightningModule):
         return self.net(ids)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the mean loss, in nats per character, over a batch of (B, T) ids and targets.
-
-        Raises:
-            UserError: on a CPU, if it is not finite; on a GPU this is checked later.
-        """
+        """Return the mean loss, in nats per character, over a batch of (B, T) ids and targets."""
         loss = self.training_loss(self.net, *batch)
-        self.guard.add(self, loss)
+        self.log("loss/batch", loss.detach(), prog_bar=True, sync_dist=True)
+        rate = self.trainer.optimizers[0].param_groups[-1]["lr"]
+        # on the CPU: a number would be copied to a GPU in every step
+        self.log("learning_rate", torch.tensor(rate, dtype=torch.float32))
+        # loggers use it as the number of completed steps; by default that is one less
+        self.log("step", torch.tensor(self.global_step + 1, dtype=torch.float32))
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let Lightning evaluate after the last step, whatever the interval of evaluations."""
+        if self.global_step == self.trainer.max_steps:
+            self.trainer.should_stop = True
+
+    def on_validation_epoch_start(self) -> None:
+        """Reset the losses: those of an aborted evaluation, or of one in inference mode."""
+        for metric in self.losses.values():
+            metric.to(self.device).reset()
 
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Accumulate the loss of a batch: loader 0 is the val split, loader 1 the train split."""
         ids, targets = batch
-        metric = (self.val_loss, self.train_loss)[dataloader_idx]
-        metric.update(next_character_loss(self.net, ids, targets), targets.numel())
+        if targets.numel():  # with several devices, a part of a batch may be empty
+            metric = self.losses[("val", "train")[dataloader_idx]]
+            metric.update(next_character_loss(self.net, ids, targets), targets.numel())
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss, perplexity and bits per character of both splits."""
+        """Log loss, perplexity and bits per character of the val and train splits."""
         metrics: dict[str, float] = {}
-        for name, metric in (("val", self.val_loss), ("train", self.train_loss)):
+        for name, metric in self.losses.items():
+            if not metric.update_called and self.trainer.world_size == 1:
+                continue  # there is no such loader
             loss = metric.compute().item()
-            metric.reset()
             metrics[f"loss/{name}"] = loss
-            metrics[f"perplexity/{name}"] = math.exp(min(loss, 700.0))
+            metrics[f"perplexity/{name}"] = math.exp(min(loss, 88.0))  # finite in float32
             metrics[f"bits_per_character/{name}"] = loss / math.log(2)
-        self.evaluation = metrics
-        # for callbacks that monitor a metric; the RunRecorder passes them to the logger
-        self.log_dict(metrics, logger=False, sync_dist=True)
+        self.log_dict(metrics, sync_dist=True)
+        if self.trainer.state.fn == "fit":
+            self.log("step", float(self.global_step), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer, and a scheduler if the learning rate is not constant."""
-        h = self.hparams
-        # Lightning refuses to clip gradients under 16-mixed with a fused optimizer
-        optimizer = build_optimizer(self.net, h, fused=self.trainer.precision != "16-mixed")
-        if not is_scheduled(h):
+        """Return the optimizer, and a scheduler if the learning rate is not constant.
+
+        Raises:
+            UserError: if the last step, at which the schedule ends, is not known.
+        """
+        optimizer = build_optimizer(self.net, self.hparams, fused=is_fused(self.trainer))
+        if not is_scheduled(self.hparams):
             return optimizer
-        factor = partial(
-            learning_rate_factor,
-            max_steps=self.trainer.max_steps,
-            schedule=h["schedule"],
-            warmup_steps=h["warmup_steps"],
-        )
-        return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
-
-
-def next_character_loss(net: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean loss of a network on ids (B, T) and targets (B, T), in nats per character."""
-    return cross_entropy_loss(net(ids), targets)
-
-
-def cross_entropy_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits (B, T, V) and targets (B, T), in nats."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        last: float = self.trainer.max_steps
+        if last < 0:  # as with the loaders of a user, which have epochs
+            last = self.trainer.estimated_stepping_batches
+        scheduler = build_scheduler(optimizer, self.hparams, last)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]

@@ -1,6 +1,8 @@
-"""Hides Lightning's own announcements and shows warnings as one-line notices."""
+"""Hides Lightning's announcements of what is usual, and shows warnings as one-line notices."""
 
 import logging
+import re
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -8,16 +10,47 @@ from contextlib import contextmanager
 
 from nanogpt.notices import notice
 
+# Reports that a user asked for, such as those of a profiler, are not among them.
+ANNOUNCEMENTS = re.compile(
+    r"(?:\[rank: \d+\] )?(?:GPU available|TPU available|HPU available|IPU available|.*\bTip: "
+    r"|`Trainer\.fit` stopped|LOCAL_RANK|Restor|Loaded model weights|Seed set to"
+    r"|Using .* Automatic Mixed Precision|You are using a CUDA device|`weights_only` was not set"
+    r"|`Trainer\((?:val_check_interval|limit_\w+)=|You have turned on"
+    r"|\nDetected KeyboardInterrupt|Received SIGTERM"
+    r"|Initializing distributed|-{20,}\ndistributed_backend|Running in `fast_dev_run`)"
+)
+CHILDREN = ("lightning.pytorch", "lightning.fabric")  # loggers with handlers of their own
+WARNINGS = (
+    "LightningCLI's args parameter",
+    ".*isinstance.treespec, LeafSpec.",
+    "Checkpoint directory .* exists and is not empty",
+    "Experiment logs directory .* exists and is not empty",
+    ".*configure_model",
+    ".*`.fit\\(ckpt_path=None\\)` was called without a model",
+    ".*is set, but there is no last checkpoint available",
+    "The number of training batches .* is smaller than the logging interval",
+)
+
+
+class ReportHandler(logging.Handler):
+    """Prints the messages of Lightning on stderr, except announcements."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message."""
+        if record.levelno >= logging.WARNING or not ANNOUNCEMENTS.match(record.getMessage()):
+            print(record.getMessage(), file=sys.stderr)
+
 
 @contextmanager
 def filtered_logs() -> Iterator[None]:
     """Hide Lightning's announcements and show warnings as notices."""
-    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
+    loggers = [logging.getLogger(name) for name in ("lightning", *CHILDREN)]
+    states = [(logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
+        logger.handlers, logger.propagate = [], logger.name != "lightning"
+    loggers[0].handlers = [ReportHandler()]
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     warnings.showwarning = lambda message, *_args, **_kwargs: notice(str(message))
     # TensorBoard re-raises an OSError of its writer thread in the main thread
     hook = threading.excepthook
@@ -26,5 +59,5 @@ def filtered_logs() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = hook
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger, (handlers, propagate) in zip(loggers, states, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -38,6 +39,11 @@ def build_optimizer(model: nn.Module, hparams: Mapping[str, Any], fused: bool) -
     rest = [p for name, p in parameters.items() if name not in matrices]
     muon = Muon(matrices.values(), hparams["muon_learning_rate"], hparams["weight_decay"])
     return CombinedOptimizer([muon, AdamW(rest, **adamw)])
+
+
+def is_fused(trainer: L.Trainer) -> bool:
+    """Return whether AdamW is fused: in mixed precision, Lightning cannot clip its gradients."""
+    return not (trainer.gradient_clip_val and str(trainer.precision).endswith("-mixed"))
 
 
 class Muon(Optimizer):

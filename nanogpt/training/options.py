@@ -7,11 +7,13 @@ from typing import Any, Literal, get_origin, get_type_hints
 import docstring_parser
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
 from nanogpt.errors import UserError
 from nanogpt.models.registry import ARCHITECTURES, build_config, plain_settings
 from nanogpt.runs import find_checkpoint
+from nanogpt.training.trainer_parts import DEFAULT_CALLBACKS
 
 TRAINER_DEFAULTS = {
     "devices": 1,
@@ -21,7 +23,15 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": -1,  # a whole evaluation at step 0
     "enable_model_summary": False,
 }
-DERIVED_DATA_SETTINGS = {"block_size": "model.block_size", "seed": "seed_everything"}
+HELP = {  # Lightning's names other values
+    "ckpt_path": "checkpoint to resume (fit) or evaluate (validate): best or last of the newest "
+    "run, a run folder, or a checkpoint file"
+}
+DERIVED_SETTINGS = {
+    "data.block_size": "model.block_size",
+    "data.seed": "seed_everything",
+    "model.vocabulary": "data.vocabulary",
+}
 
 
 def add_options(parser: LightningArgumentParser) -> None:
@@ -53,19 +63,17 @@ def add_options(parser: LightningArgumentParser) -> None:
     )
     for name, (kind, description) in model_settings().items():
         parser.add_argument(f"--model.{name}", type=kind | None, default=None, help=description)
+    for name, kind in DEFAULT_CALLBACKS.items():
+        parser.add_argument(
+            f"--callbacks.{name}",
+            type=Callback | None,
+            default={"class_path": f"nanogpt.training.callbacks.{kind.__name__}"},
+            help=f"{kind.__name__}, or a class path that replaces it; null for none",
+        )
     source = ("model.architecture", "model.block_size")
     parser.link_arguments(source, "data.block_size", compute_fn=block_size_of)
     parser.link_arguments("seed_everything", "data.seed", int)  # a bool becomes a number
-
-
-def set_ckpt_path_help(parser: LightningArgumentParser) -> None:
-    """Replace Lightning's help of ``--ckpt_path``, which names other values."""
-    for action in parser._actions:
-        if action.dest == "ckpt_path":
-            action.help = (
-                "checkpoint to resume (fit) or evaluate (validate): best or last of the newest "
-                "run, a run folder, or a checkpoint file"
-            )
+    parser.link_arguments("data.vocabulary", "model.vocabulary")
 
 
 def model_settings() -> dict[str, tuple[Any, str]]:
@@ -129,21 +137,31 @@ def check_sections(settings: Namespace) -> None:
 
 
 def check_derived(settings: Namespace) -> None:
-    """Raise a ``UserError`` if a config contradicts a data setting that is derived from another."""
-    if settings.data.vocabulary not in (None, settings.model.vocabulary):
-        raise UserError("data.vocabulary is derived from model.vocabulary: set that instead")
+    """Raise a ``UserError`` if a config contradicts a setting that is derived from another."""
     for path in settings.config or ():
         if not hasattr(path, "read_text"):  # settings given as a string, not as a file
             continue
         content = yaml.safe_load(path.read_text())  # jsonargparse keeps the content of stdin
-        data = content.get("data") if isinstance(content, dict) else None
-        given = data if isinstance(data, dict) else {}
-        for name, source in DERIVED_DATA_SETTINGS.items():
-            if given.get(name) not in (None, settings[source]):
+        for name, source in DERIVED_SETTINGS.items():
+            section, _, key = name.partition(".")
+            given = content.get(section) if isinstance(content, dict) else None
+            value = given.get(key) if isinstance(given, dict) else None
+            if value not in (None, settings[source]):
                 raise UserError(
-                    f"data.{name} is derived from {source}: set that instead, and remove "
-                    f"data.{name} from {path}"
+                    f"{name} is derived from {source}: set that instead, and remove {name} from "
+                    f"{path}"
                 )
+
+
+def check_utf8(name: str, path: Any) -> None:
+    """Raise a ``UserError`` for a path that is not UTF-8, which config.yaml cannot contain."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{name} {str(path)!r} is not valid UTF-8, so that neither config.yaml nor "
+            "TensorBoard can name it: rename it, or use a UTF-8 locale"
+        ) from error
 
 
 def find_teacher(given: str) -> str:
@@ -177,8 +195,31 @@ def check_steps(settings: Namespace) -> None:
             continue
         if type(value) is not int or value < 1:
             raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
+    if trainer.min_epochs is not None:
+        raise UserError(
+            "training is counted in optimizer steps: set --trainer.min_steps, and leave "
+            "--trainer.min_epochs out"
+        )
     if trainer.check_val_every_n_epoch is not None:
         raise UserError(
             "evaluations are counted in steps: set --trainer.val_check_interval, and leave "
             "--trainer.check_val_every_n_epoch out"
         )
+
+
+def check_batches(trainer: Namespace) -> None:
+    """Raise a ``UserError`` if a setting that counts batches is not valid."""
+    for name in ("limit_train_batches", "overfit_batches"):
+        if (trainer[name] or 0) % 1:
+            raise UserError(
+                f"{name} cannot be {trainer[name]}: training has no fixed number of batches of "
+                "which to take a fraction; give a number of batches"
+            )
+    batches = trainer.accumulate_grad_batches or 1
+    for name in ("val_check_interval", "limit_train_batches"):
+        value = trainer[name] or 0
+        if value > 1 and value % batches:
+            raise UserError(
+                f"{name} counts batches, not optimizer steps: make it a multiple of "
+                f"accumulate_grad_batches, {batches}, instead of {int(value)}"
+            )

@@ -12,7 +12,7 @@ from nanogpt.notices import notice
 from nanogpt.runs import run_of
 
 # set for each command, or derived from other settings
-NOT_COMPARED = ("config", "ckpt_path", "data.block_size", "data.seed", "data.vocabulary")
+NOT_COMPARED = ("config", "ckpt_path", "data.block_size", "data.seed", "model.vocabulary")
 
 
 def prepend_run_config(command: str, options: list[str]) -> tuple[list[str], Checkpoint | None]:

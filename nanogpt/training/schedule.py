@@ -6,7 +6,13 @@ resumed run.
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from nanogpt.errors import UserError
 
 Schedule = Literal["constant", "cosine", "linear"]
 LINEAR_DECAY = 0.6  # fraction of all steps over which the linear schedule decays
@@ -34,3 +40,22 @@ def learning_rate_factor(
         return max(min((max_steps - step) / (LINEAR_DECAY * max_steps), 1.0), 0.0)
     progress = min((step - warmup_steps) / max(max_steps - warmup_steps, 1), 1.0)
     return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
+
+
+def build_scheduler(optimizer: Optimizer, hparams: Mapping[str, Any], max_steps: float) -> LambdaLR:
+    """Build the scheduler of an optimizer from the hyperparameters of the LightningModule.
+
+    Raises:
+        UserError: if the number of steps is infinite.
+    """
+    if max_steps == math.inf:
+        if hparams["schedule"] != "constant":
+            raise UserError(f"the schedule {hparams['schedule']} needs Trainer(max_steps=N)")
+        max_steps = -1  # only warms up
+    factor = partial(
+        learning_rate_factor,
+        max_steps=int(max_steps),
+        schedule=hparams["schedule"],
+        warmup_steps=hparams["warmup_steps"],
+    )
+    return LambdaLR(optimizer, factor)

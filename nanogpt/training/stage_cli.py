@@ -1,22 +1,18 @@
 """Train a stage of the ladder: ``fit`` in a given folder, without its output."""
 
 import io
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from nanogpt.insight.ngrams import NGram
 from nanogpt.insight.reference import Losses
 from nanogpt.models import count_parameters
 from nanogpt.text.corpora import Corpus
 from nanogpt.training import lightning_cli
-from nanogpt.training.datamodule import CharDataModule
-from nanogpt.training.lightning_module import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -36,18 +32,12 @@ class StageCLI(lightning_cli.CLI):
     def __init__(
         self, command: str, argv: list[str], title: str, folder: Path, announce: bool
     ) -> None:
-        self.title, self.folder, self.announce = title, folder, announce
+        self.title, self.folder_of_stage, self.warn_about_corpus = title, folder, announce
         super().__init__(command, argv)
 
-    def print_header(self, trainer: L.Trainer, model: LanguageModel, data: CharDataModule) -> None:
-        """Print the warning that another corpus replaces a missing one, if it is announced."""
-        with nullcontext() if self.announce else redirect_stderr(io.StringIO()):
-            super().print_header(trainer, model, data)
-
-    def build_logger(self, root: str) -> TensorBoardLogger:
-        """Return a logger that writes to the folder of the run."""
-        name, version = str(self.folder.parent), self.folder.name
-        return TensorBoardLogger(root, name, version, default_hp_metric=False, flush_secs=10)
+    def new_folder(self, root: str) -> Path:
+        """Return the folder of the run."""
+        return Path(root) / self.folder_of_stage
 
     def after_fit(self) -> None:
         """Write the card."""
@@ -71,4 +61,4 @@ def fit_stage(argv: list[str], title: str, folder: Path, announce: bool) -> Stag
         done = lightning_cli.run("fit", argv, cli)
     data, device = done.datamodule, done.trainer.strategy.root_device
     parameters = count_parameters(done.model.net)
-    return StageRun(done.recorder.history, parameters, data.ngrams, data.corpus, device)
+    return StageRun(done.run_state.history, parameters, data.ngrams, data.corpus, device)

@@ -1,18 +1,36 @@
-"""The parts of the Trainer that this project adds to the configured ones."""
+"""The callbacks and plugins that ``fit`` adds to those of the user."""
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterable
 
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 
 from nanogpt.notices import notice
-from nanogpt.training.callbacks import RunRecorder
-from nanogpt.training.checkpoint_saver import AtomicCheckpointIO, CheckpointSaver
+from nanogpt.training.callbacks import (
+    BestCheckpoint,
+    EvaluationReport,
+    GracefulStop,
+    LastCheckpoint,
+    NonFiniteGuard,
+    SampleWriter,
+    Throughput,
+)
+from nanogpt.training.callbacks.checkpoints import AtomicCheckpointIO
+from nanogpt.training.callbacks.progress_bar import StepBar
 from nanogpt.training.hardware_settings import choose_precision, device_type
-from nanogpt.training.progress_bar import StepBar
+from nanogpt.training.loggers import as_list
+
+# by their names in the section ``callbacks`` of a config, in the order of their hooks
+DEFAULT_CALLBACKS: dict[str, type[Callback]] = {
+    "graceful_stop": GracefulStop,
+    "non_finite_guard": NonFiniteGuard,
+    "evaluation": EvaluationReport,
+    "samples": SampleWriter,
+    "throughput": Throughput,
+    "best_checkpoint": BestCheckpoint,
+    "last_checkpoint": LastCheckpoint,
+}
 
 
 def replace_slow_precision(trainer: Namespace) -> None:
@@ -23,36 +41,30 @@ def replace_slow_precision(trainer: Namespace) -> None:
         notice(reason)
 
 
-def add_fit_parts(trainer: Namespace, recorder: RunRecorder, bar_title: str) -> None:
-    """Add the parts of ``fit`` to the trainer's settings, which already have its logger.
+def add_fit_parts(
+    trainer: Namespace, run_callbacks: list[Callback], named: Iterable[Callback | None], title: str
+) -> None:
+    """Add callbacks and plugins to the trainer's settings.
 
-    The recorder gets a checkpoint saver unless checkpoints are disabled.
+    A callback of the user replaces a default one of the same class. The progress bar is shown on a
+    terminal.
+
+    Args:
+        trainer: settings of the trainer, whose callbacks and plugins are instances.
+        run_callbacks: those of every run.
+        named: those of the section ``callbacks``.
+        title: title of the default progress bar.
     """
-    trainer.val_check_interval *= trainer.accumulate_grad_batches  # Lightning counts micro-batches
-    if trainer.logger is False:
-        notice("no logger: this run leaves no folder, no curves and no checkpoint")
-        trainer.enable_checkpointing = False
-    if trainer.enable_checkpointing is not False:
-        recorder.saver = CheckpointSaver()
-    trainer.callbacks = [*_as_list(trainer.callbacks), recorder]
-    # true would make Lightning add a ModelCheckpoint
-    trainer.enable_checkpointing = any(isinstance(c, Checkpoint) for c in trainer.callbacks)
-    trainer.enable_progress_bar = trainer.enable_progress_bar is not False and sys.stderr.isatty()
-    if trainer.enable_progress_bar:
-        trainer.callbacks.append(StepBar(bar_title))
-    trainer.profiler = trainer.profiler or NoProfiler()
-    trainer.plugins = [*_as_list(trainer.plugins), AtomicCheckpointIO()]
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-class NoProfiler(PassThroughProfiler):
-    """Profiles nothing at a lower cost: Lightning enters a profiler some fifty times a step."""
-
-    nothing: AbstractContextManager[None] = nullcontext()
-
-    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
-        """Return the same context each time, instead of running a generator."""
-        return self.nothing
+    given = as_list(trainer.callbacks)
+    kinds = {type(callback) for callback in given}
+    defaults = [callback for callback in named if callback and type(callback) not in kinds]
+    if trainer.enable_checkpointing is False:
+        defaults = [callback for callback in defaults if not isinstance(callback, Checkpoint)]
+    trainer.callbacks = [*run_callbacks, *defaults, *given]
+    if trainer.enable_checkpointing is not False:  # true would make Lightning add its own
+        trainer.enable_checkpointing = any(isinstance(c, Checkpoint) for c in trainer.callbacks)
+    if not any(isinstance(callback, ProgressBar) for callback in given):
+        shown = trainer.enable_progress_bar is not False and sys.stderr.isatty()
+        trainer.enable_progress_bar = shown
+        trainer.callbacks += [StepBar(title)] if shown else []
+    trainer.plugins = [*as_list(trainer.plugins), AtomicCheckpointIO()]

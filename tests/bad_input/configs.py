@@ -35,9 +35,9 @@ CONFIGS: dict[str, tuple[str | bytes, str]] = {
         "data.block_size is derived from model.block_size",
     ),
     "data seed": ("data: {seed: 4}\n", "data.seed is derived from seed_everything"),
-    "data vocabulary": (
-        "data: {vocabulary: ab}\n",
-        "data.vocabulary is derived from model.vocabulary",
+    "model vocabulary": (
+        "model: {vocabulary: ab}\n",
+        "model.vocabulary is derived from data.vocabulary",
     ),
     "deep": ("model: {n_layer: {n_layer: {n_layer: 1}}}\n", "model.n_layer cannot be"),
     "junk": ("model: {n_layer: [[[]]]}\n", "model.n_layer cannot be"),

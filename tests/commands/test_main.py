@@ -1,5 +1,7 @@
 """The entry point: help, dispatch, fit and validate, and one-line errors."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import nanogpt
+from nanogpt.commands.main import explain_os_error
 from nanogpt.notices import program
 from nanogpt.resources import CONFIGS, shipped_configs
 from nanogpt.text.pastiche import pastiche
@@ -15,10 +18,16 @@ from tests.command_lines import Run, is_one_line
 ROOT = Path(__file__).parents[2]
 
 
-def run_in_clone(*argv: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in the repository's folder."""
-    command = [sys.executable, *argv]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def run_in_clone(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the repository's folder, with additional environment variables."""
+    return subprocess.run(
+        [sys.executable, *argv],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -261,6 +270,50 @@ def test_error_without_a_run_names_the_command_that_trains_one(run: Run, command
 def test_unknown_command_gets_a_suggestion(run: Run) -> None:
     assert "did you mean predict?" in run("predcit").err
     assert run().code == 0
+
+
+ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX locales")
+@pytest.mark.parametrize("variables", [{}, {"PYTHONIOENCODING": "ascii"}, ASCII], ids=str)
+def test_output_is_utf_8_with_escapes_in_any_locale(variables: dict[str, str]) -> None:
+    script = (
+        "import sys; from nanogpt.commands.main import prepare_streams; prepare_streams()\n"
+        r"for stream in (sys.stdout, sys.stderr): print('\xe9\udce9', file=stream)"
+    )
+    done = run_in_clone("-c", script, LC_ALL="C", **variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == done.stderr == "é\\udce9\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX file names")
+@pytest.mark.parametrize("variables", [{}, ASCII], ids=str)
+def test_argument_that_is_not_utf_8_is_escaped(variables: dict[str, str]) -> None:
+    done = run_in_clone("cli.py", "caf\udce9", LC_ALL="C", **variables)
+    assert done.returncode == 2
+    assert done.stderr == "error: no command 'caf\\udce9'; see python cli.py --help\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EACCES, "write permission"),
+        (errno.ENAMETOOLONG, "pass another path"),
+        (errno.ELOOP, "pass another path"),
+        (errno.EIO, None),
+    ],
+)
+def test_os_error_gets_one_line_that_says_what_to_do(code: int, expected: str | None) -> None:
+    error = OSError(code, os.strerror(code), "my/path")
+    if expected is None:
+        with pytest.raises(OSError, match="my/path"):
+            explain_os_error(error)
+    else:
+        message = explain_os_error(error)
+        assert message.startswith(f"{os.strerror(code)} at my/path: ")
+        assert expected in message
 
 
 def test_closed_stdin_is_an_empty_text(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,94 @@ def test_unknown_characters_can_be_dropped(sample: Run) -> None:
     )
 
 
+# the smallest and the largest numbers
+
+FLOATS = ["5e-324", "1e-310", "1e-46", "1e-45", "1e-38", "1e30", "3.4e38", "1e39", "1e308",
+          "1.7976931348623157e308", "0.9999999999999999", "0.99999999999999999", "-0.0", "nan",
+          "inf", "-inf", "1e400", "-5e-324"]  # fmt: skip
+INTS = ["0", "-1", f"{2**31}", f"{2**63 - 1}", f"{2**63}", f"{2**64}", "9" * 400, "9" * 5000,
+        "1e3", "nan", f"{-(2**63)}"]  # fmt: skip
+EXTREMES = [
+    *((f"--temperature={value}", rest) for value in FLOATS for rest in ("--top_k=3", "--top_p=.5")),
+    *((f"--top_p={value}", rest) for value in FLOATS for rest in ("--top_k=3", "--temperature=.1")),
+    *((f"--{name}={value}", "--stop=a") for value in INTS for name in ("top_k", "seed")),
+]
+
+
+@pytest.mark.parametrize("options", EXTREMES, ids=lambda options: options[0][:40] + options[1])
+def test_extreme_number_gives_text_or_a_one_line_error(
+    sample: Run, options: tuple[str, str]
+) -> None:
+    outcome = sample("--max_new_tokens=9", *options)
+    if outcome.code == 0:
+        assert outcome.out.endswith("\n")
+        assert set(outcome.out) <= set(LETTERS)
+    else:
+        assert outcome.code == 2
+        assert is_one_line(outcome.err), outcome.err
+        assert options[0].partition("=")[0].lstrip("-") in outcome.err
+        assert outcome.out == ""
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "num_samples"])
+@pytest.mark.parametrize("value", INTS, ids=lambda value: value[:20])
+def test_extreme_count_is_accepted_or_gets_a_one_line_error(
+    sample: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setattr(predict, "generate", lambda *_: iter(["a"]))
+    monkeypatch.setattr(predict, "generate_many", lambda *_, **__: iter(["a"]))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # the bar computes with the count
+    outcome = sample(f"--{name}={value}")
+    if value in (f"{2**31}", f"{2**63 - 1}"):
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.strip() == "a"
+    else:
+        assert outcome.code == 2
+        assert is_one_line(outcome.err), outcome.err
+        assert name in outcome.err
+
+
+def test_seed_after_the_largest_is_0(sample: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_stdin(monkeypatch, "a\nb\n")
+    outcome = sample("--interactive", "--max_new_tokens=9", f"--seed={2**63 - 1}")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.endswith(text("b", 9, seed=0).removeprefix("b") + "\n")
+
+
+@pytest.mark.parametrize("options", [[], ["--num_samples=2"], ["--top_k=2", "--top_p=.5"]], ids=str)
+def test_model_that_returns_nan_gets_a_one_line_error(sample: Run, options: list[str]) -> None:
+    content = torch.load(BEST, weights_only=True)
+    content["state_dict"]["net.lm_head.bias"][0] = float("nan")
+    torch.save(content, BEST)
+    outcome = sample(*options)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    error = outcome.err.splitlines()[-1]
+    assert error.startswith("error: the model returned NaN: its training diverged")
+
+
 # output
+
+
+def test_names_that_are_not_utf_8_are_escaped(sample: Run) -> None:
+    folder, output = Path("run\udcff"), Path("\udce9.txt")
+    try:
+        Path("lightning_logs/version_0").rename(folder)
+    except OSError:
+        pytest.skip("this file system has only UTF-8 names")
+    outcome = sample(f"--ckpt_path={folder}", f"--output={output}", "--max_new_tokens=3")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.startswith(r"sampling from run\udcff")
+    assert output.read_text(encoding="utf-8") == outcome.out
+
+
+def test_text_that_utf_8_cannot_encode_is_escaped(
+    sample: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "generate", lambda *_: iter("a\ud800b"))
+    outcome = sample("--output=new.txt")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == Path("new.txt").read_text(encoding="utf-8") == "a\\ud800b\n"
 
 
 @pytest.mark.parametrize("options", [["--prompt=aé🎭"], ["--num_samples=3"]], ids=str)
@@ -360,6 +447,13 @@ MISTAKES = [
     (["--prompt_file=-"], "byte 2 is 0xff"),
     (["--output=no/folder/new.txt"], "cannot be created"),
     (["--output="], "File exists"),
+    ([f"--output={'n' * 300}"], "cannot be created: File name too long"),
+    (["--output=loop"], "cannot be created: File exists"),
+    (["--output=loop/new.txt"], "cannot be created: "),
+    (["--prompt_file=loop"], "'loop' does not exist"),
+    ([f"--prompt_file={'n' * 300}"], "File name too long"),
+    ([f"--ckpt_path={'n' * 300}"], "no checkpoint at"),
+    (["--prompt=caf\udce9"], r"the character '\udce9' at position 3"),
     (["--output=."], "File exists"),
     (["--output=prompt.txt"], "File exists"),
     (["--interactive", "--prompt=a"], "interactive"),
@@ -377,6 +471,7 @@ MISTAKES = [
 def test_mistake_gets_a_one_line_error(
     sample: Run, options: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    Path("loop").symlink_to("loop")
     Path("empty.txt").touch()
     Path("prompt.txt").write_text("abc")
     Path("unknown.txt").write_text("azc")

@@ -158,11 +158,14 @@ def test_unknown_characters_are_refused_or_skipped(run: Run) -> None:
 
 MISTAKES = [
     # options, expected part of the error
-    ([], "--text is required: write --text VALUE; see --help"),
+    ([], "--text is required: write --text FILE, or --text - for standard input"),
     (["--txt=my.txt"], "did you mean --text?"),
     (["my.txt"], "unexpected argument 'my.txt'"),
     (["--text=missing.txt"], "'missing.txt' does not exist"),
     (["--text=."], "'.' is not a file"),
+    (["--text=loop"], "'loop' does not exist"),
+    ([f"--text={'n' * 300}"], "cannot be read: File name too long"),
+    (["--text=caf\udce9.txt"], r"'caf\udce9.txt' does not exist"),
     (["--text=empty.txt"], "empty"),
     (["--text=binary.txt"], "byte 3 is 0xff"),
     (["--text=-"], "'standard input' is not utf-8: byte 1"),
@@ -179,6 +182,14 @@ MISTAKES = [
     (["--text=my.txt", "--html=lightning_logs"], "is a folder"),
     (["--text=my.txt", "--html="], "is a folder"),
     (["--text=my.txt", "--html=no/page.html"], "folder that does not exist"),
+    (["--text=my.txt", "--html=my.txt/page.html"], "folder that does not exist"),
+    (["--text=my.txt", f"--html={'n' * 300}"], "cannot be written (File name too long)"),
+    (["--text=my.txt", f"--html={'n' * 300}/page.html"], "cannot be written (File name too long)"),
+    (["--text=my.txt", "--html=loop"], "'loop' already exists"),
+    (["--text=my.txt", "--html=loop/page.html"], "folder that does not exist"),
+    (["--text=my.txt", f"--ckpt_path={'n' * 300}"], "no checkpoint at"),
+    (["--text=my.txt", "--ckpt_path=loop"], "no checkpoint at"),
+    (["--text=my.txt", "--ckpt_path=a\0b"], r"no checkpoint at 'a\x00b'"),
 ]
 
 
@@ -189,6 +200,7 @@ def test_mistake_gets_a_one_line_error_and_changes_no_file(
     Path("empty.txt").touch()
     Path("binary.txt").write_bytes(b"abc\xff")
     Path("foreign.txt").write_text("éé", encoding="utf-8")
+    Path("loop").symlink_to("loop")
     Path("late.html").write_text(" " * 1000 + 'content="nanogpt score"', encoding="utf-8")
     content = torch.load(find_checkpoint(), weights_only=True)
     content["state_dict"]["net.lm_head.bias"][0] = float("nan")
@@ -222,6 +234,21 @@ def test_full_disk_leaves_the_earlier_page_intact(
     assert "page.html" in outcome.err.splitlines()[-1]
     assert numbers(outcome.out)["characters"] == "900"
     assert {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.usefixtures("trained")
+def test_names_that_are_not_utf_8_are_escaped(run: Run) -> None:
+    text, folder = Path("caf\udce9.txt"), Path("run\udcff")
+    try:
+        Path("my.txt").rename(text)
+    except OSError:
+        pytest.skip("this file system has only UTF-8 names")
+    Path("lightning_logs/version_0").rename(folder)
+    outcome = run("score", f"--text={text}", f"--ckpt_path={folder}", "--html=\udcfc.html")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith(f"{'':20}caf\\udce9.txt under run\\udcff{os.sep}")
+    assert outcome.err.splitlines()[-1] == r"\udcfc.html"
+    assert r"caf\udce9.txt" in Path("\udcfc.html").read_text(encoding="utf-8")
 
 
 def test_error_without_a_run_names_the_command_that_trains_one(run: Run, text: str) -> None:

@@ -13,6 +13,7 @@ from nanogpt.generation.decoding import decode
 from nanogpt.generation.generate import (
     GenerationOptions,
     TextModel,
+    as_text_model,
     generate,
     generate_many,
     sample_text,
@@ -158,8 +159,8 @@ def test_no_samples() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("max_new_tokens", 0), ("seed", -1), ("seed", 2**63), ("context", "full"),
-     ("temperature", -1.0), ("top_k", 0), ("top_p", 0.0)],
+    [("max_new_tokens", 0), ("max_new_tokens", 2**63), ("seed", -1), ("seed", 2**63),
+     ("context", "full"), ("temperature", -1.0), ("top_k", 0), ("top_p", 0.0)],
 )  # fmt: skip
 def test_option_out_of_range_is_refused(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"{name} must be") as error:
@@ -198,6 +199,55 @@ def test_decoding_starts_from_the_prompt_or_a_line_break(
     start = start_ids(Tokenizer(vocabulary), prompt)
     assert start.dtype == torch.int64
     assert start.tolist() == [expected]
+
+
+# other models
+
+
+class Wrapper(torch.nn.Module):
+    """Like a ``LanguageModel``: not a ``TextModel``, but it provides one."""
+
+    def __init__(self, wrapped: TextModel) -> None:
+        super().__init__()
+        self.net, self.tokenizer = wrapped.model, wrapped.tokenizer
+
+    def text_model(self) -> TextModel:
+        return TextModel(self.net, self.tokenizer)
+
+
+def test_object_that_provides_a_text_model() -> None:
+    expected, wrapper = one(text_model(), "abc"), Wrapper(text_model())
+    assert as_text_model(wrapper).model is wrapper.net
+    assert "".join(generate(wrapper, "abc")) == expected
+    assert next(generate_many(wrapper, 2, "abc")) == expected
+
+
+@pytest.mark.parametrize("wrong", [random_gpt(SIZE), "best.ckpt", None], ids=["gpt", "str", "None"])
+def test_model_without_a_tokenizer_is_refused(wrong: Any) -> None:
+    for samples in (generate(wrong), generate_many(wrong, 2)):
+        with pytest.raises(UserError, match=f"a {type(wrong).__name__} has no tokenizer"):
+            next(samples)
+
+
+def test_dropout_has_no_effect_and_each_module_keeps_its_mode() -> None:
+    expected, model = one(text_model()), text_model(dropout=0.5)
+    model.model.train().blocks[0].eval()
+    modes = [module.training for module in model.model.modules()]
+    assert one(model) == many(model, 2)[0] == expected
+    assert [module.training for module in model.model.modules()] == modes
+    next(pieces := generate(model))
+    assert not any(module.training for module in model.model.modules())
+    pieces.close()  # type: ignore[attr-defined]
+    assert [module.training for module in model.model.modules()] == modes
+
+
+def test_nan_is_refused() -> None:
+    model = text_model()
+    with torch.no_grad():
+        model.model.lm_head.bias[2] = float("nan")
+    for samples in (generate(model), generate_many(model, 2), generate_many(model, 2, stop=["a"])):
+        with pytest.raises(UserError, match="the model returned NaN: its training diverged"):
+            next(samples)
 
 
 # samples during training

@@ -1,6 +1,7 @@
 """Distributions computed by hand, and draws that follow them."""
 
 import math
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import islice
@@ -112,6 +113,50 @@ def test_huge_logits_do_not_overflow(scale: float, top_p: float | None) -> None:
     for temperature in (1.0, 1e-5):
         rule = SamplingRule(temperature, top_p=top_p)
         assert probabilities(logits, rule) == [0, 0, 0, 1, 0]
+
+
+EXTREMES = [
+    5e-324,
+    1e-310,
+    1e-46,
+    1e-45,
+    1e-38,
+    1e-6,
+    1e30,
+    3.4e38,
+    1e39,
+    1e308,
+    sys.float_info.max,
+]
+INF = math.inf
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.0, 1.0, *EXTREMES])
+@pytest.mark.parametrize("top_k", [None, 1, 3, 2**63, 10**400])
+@pytest.mark.parametrize("top_p", [None, 5e-324, 1e-310, 1e-46, 1e-45, 1 - 2**-53, 1 - 1e-17])
+def test_extreme_rules_give_probabilities(
+    temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    rule = SamplingRule(temperature, top_k, top_p)
+    for logits in (LOGITS, [0.0] * 5, [-INF, 2.0, -INF, 1.0, 0.0], [3e38, -3e38, 0.0, 1.0, 2.0]):
+        distribution = torch.tensor(probabilities(logits, rule))
+        assert (distribution >= 0).all()
+        assert distribution.sum().item() == pytest.approx(1, abs=1e-6)
+        assert distribution[torch.tensor(logits) == -INF].sum() == 0
+        for u in (0.0, LAST):
+            drawn = sample_ids(distribution[None], torch.tensor([u]))
+            assert distribution[drawn] > 0
+
+
+@pytest.mark.parametrize("temperature", [1e30, 3.4e38, 1e39, sys.float_info.max])
+def test_a_huge_temperature_is_uniform_over_the_kept_ids(temperature: float) -> None:
+    assert probabilities(LOGITS, SamplingRule(temperature)) == pytest.approx([0.2] * 5)
+    assert probabilities(LOGITS, SamplingRule(temperature, 2)) == [0, 0, 0.5, 0.5, 0]
+
+
+@pytest.mark.parametrize("top_p", [5e-324, 1e-310, 1e-46, 1e-45, 1e-38])
+def test_a_tiny_top_p_keeps_the_most_likely_id(top_p: float) -> None:
+    assert probabilities(LOGITS, SamplingRule(top_p=top_p)) == [0, 0, 0, 1, 0]
 
 
 def test_greedy_takes_one_of_tied_ids() -> None:

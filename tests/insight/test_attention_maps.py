@@ -8,14 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nanogpt import kernels
-from nanogpt.insight.attention_maps import attention_maps
+from nanogpt import attention_maps, kernels
+from nanogpt.errors import UserError
+from nanogpt.generation.generate import TextModel
+from nanogpt.generation.quantization import set_weights
+from nanogpt.insight.attention_maps import record_attention
 from nanogpt.models import Bigram, BigramConfig, build_model
 from nanogpt.models.gpt import Attention
+from nanogpt.text.tokenizer import Tokenizer
 from tests.models.oracles import DIVIDING, RAGGED, T, random_gpt, randomize
 
 PARTS = [["attention"], ["attention", "feed_forward"], ["attention", "feed_forward", "residual"]]
 V = RAGGED["vocab_size"]
+LETTERS = "".join(chr(ord("a") + i) for i in range(V))
 
 
 def ablated(**settings: Any) -> nn.Module:
@@ -58,7 +63,7 @@ def error(model: nn.Module, ids: Tensor) -> float:
     """The largest difference between maps @ values and the output of the model's attention."""
     differences = []
     inputs, outputs = (inputs_of(model, ids, suffix) for suffix in (".attn", ".attn.out_proj"))
-    layers = zip(model.blocks, attention_maps(model, ids), inputs, outputs, strict=True)
+    layers = zip(model.blocks, record_attention(model, ids), inputs, outputs, strict=True)
     for block, maps, x, output in layers:
         value = block.attn.qkv.weight.chunk(3)[2]
         heads = [
@@ -80,7 +85,7 @@ def test_maps_times_values_equal_the_output_of_attention(
 
 @every_model
 def test_rows_are_causal_and_sum_to_one(build: Callable[[], nn.Module]) -> None:
-    maps = torch.stack(attention_maps(float32(build), random_ids()))
+    maps = torch.stack(record_attention(float32(build), random_ids()))
     assert maps.shape == (2, 3, T, T)
     assert not maps.triu(1).any()
     assert (maps >= 0).all()
@@ -89,7 +94,7 @@ def test_rows_are_causal_and_sum_to_one(build: Callable[[], nn.Module]) -> None:
 
 def test_mean_has_uniform_weights() -> None:
     model = float32(lambda: ablated(parts=["mean", "feed_forward"]))
-    maps, ids = attention_maps(model, random_ids()), random_ids()
+    maps, ids = record_attention(model, random_ids()), random_ids()
     assert len(maps) == DIVIDING["n_layer"]
     for weights, x, output in zip(
         maps, inputs_of(model, ids, ".attn"), inputs_of(model, ids, ".ln_2"), strict=True
@@ -100,7 +105,68 @@ def test_mean_has_uniform_weights() -> None:
 
 
 def test_bigram_has_no_maps() -> None:
-    assert attention_maps(Bigram(V, BigramConfig()), random_ids()) == []
+    assert record_attention(Bigram(V, BigramConfig()), random_ids()) == []
+
+
+# of a text
+
+
+def text_model(build: Callable[[], nn.Module] = MODELS["gpt"]) -> TextModel:
+    return TextModel(float32(build), Tokenizer(LETTERS))  # type: ignore[arg-type]
+
+
+def test_maps_of_a_text() -> None:
+    model = text_model()
+    maps = attention_maps(model, LETTERS[:T])
+    assert [layer.shape for layer in maps] == [(RAGGED["n_head"], T, T)] * RAGGED["n_layer"]
+    assert torch.equal(
+        torch.stack(maps), torch.stack(record_attention(model.model, torch.arange(T)))
+    )
+    assert attention_maps(model, "a")[0].flatten().tolist() == [1] * RAGGED["n_head"]
+
+
+def test_object_that_provides_a_text_model() -> None:
+    model = text_model()
+    (provider := nn.Module()).text_model = lambda: model  # type: ignore[assignment]
+    assert torch.equal(attention_maps(provider, "ab")[0], attention_maps(model, "ab")[0])
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+def test_maps_are_float32_for_any_weights(weights: Any) -> None:
+    model = TextModel(set_weights(text_model().model, weights, "cpu"), Tokenizer(LETTERS))
+    for layer in attention_maps(model, LETTERS[:T]):
+        assert layer.dtype == torch.float32
+        torch.testing.assert_close(layer.sum(-1), torch.ones(3, T), atol=0.02, rtol=0)
+
+
+def test_dropout_has_no_effect_and_the_mode_is_kept() -> None:
+    model = text_model(lambda: random_gpt(RAGGED, 0.5))
+    expected = torch.stack(attention_maps(model, LETTERS[:T]))
+    model.model.train()
+    assert torch.equal(torch.stack(attention_maps(model, LETTERS[:T])), expected)
+    assert all(module.training for module in model.model.modules())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "the text has 0 characters, but the model reads 1 to"),
+        ("a" * (RAGGED["block_size"] + 1), f"reads 1 to {RAGGED['block_size']} \\(its block_size"),
+        ("ab?", "the character '\\?' at position 2"),
+    ],
+)
+def test_text_that_the_model_cannot_read_is_refused(text: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected) as error:
+        attention_maps(text_model(), text)
+    assert "\n" not in str(error.value)
+
+
+def test_model_without_attention_or_tokenizer_is_refused() -> None:
+    bigram = TextModel(Bigram(V, BigramConfig()), Tokenizer(LETTERS))
+    with pytest.raises(UserError, match="a Bigram has no attention"):
+        attention_maps(bigram, "ab")
+    with pytest.raises(UserError, match="a GPT has no tokenizer"):
+        attention_maps(random_gpt(RAGGED), "ab")  # type: ignore[arg-type]
 
 
 # side effects
@@ -116,7 +182,7 @@ def test_model_is_unchanged(build: Callable[[], nn.Module]) -> None:
     model, ids = float32(build), random_ids()[None]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     before = model(ids)
-    attention_maps(model, random_ids())
+    record_attention(model, random_ids())
     assert hooks_of(model) == []
     assert torch.equal(model(ids), before)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -125,7 +191,7 @@ def test_model_is_unchanged(build: Callable[[], nn.Module]) -> None:
 def test_hooks_are_removed_after_an_error() -> None:
     model = random_gpt(RAGGED)
     with pytest.raises(ValueError, match="block_size"):
-        attention_maps(model, random_ids(RAGGED["block_size"] + 1))
+        record_attention(model, random_ids(RAGGED["block_size"] + 1))
     assert hooks_of(model) == []
 
 
@@ -138,7 +204,7 @@ def test_fused_attention_never_stores_its_weights(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("nanogpt.kernels.attention.attention_weights", refuse)
     model(ids[None])
     with pytest.raises(AssertionError, match="were computed"):
-        attention_maps(model, ids)
+        record_attention(model, ids)
 
 
 @pytest.mark.parametrize("name", ["gpt", "modern", "ablated_gpt", "bigram"])

@@ -19,7 +19,6 @@ from nanogpt.text.corpora import (
     TINY_SHAKESPEARE,
     find_tiny_shakespeare,
     load_corpus,
-    read_corpus,
 )
 from nanogpt.text.tokenizer import Tokenizer
 from tests.command_lines import SHARED_TEXT
@@ -74,23 +73,74 @@ def test_text_file(tmp_path: Path) -> None:
     assert corpus.stands_in_for is None
 
 
+# a relative path, from another folder
+
+
+def test_path_of_a_file_is_absolute(tmp_path: Path) -> None:
+    Path("text").write_text("here", "utf-8")
+    corpus = load_corpus("text")
+    assert (corpus.name, corpus.path) == ("text", str(tmp_path / "work" / "text"))
+    assert load_corpus(str(corpus.path)).path == corpus.path
+    assert load_corpus(PASTICHE).path is None
+
+
+def test_missing_relative_path_is_replaced_by_that_of_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = tmp_path / "text"
+    trained.write_text("there", "utf-8")
+    corpus = load_corpus("text", trained_path=str(trained))
+    assert (corpus.name, corpus.text, corpus.path) == ("text", "there", str(trained))
+    notice = f"notice: no 'text' in the current folder: reading {str(trained)!r} instead\n"
+    assert capsys.readouterr().err == notice
+    Path("text").write_text("here", "utf-8")  # takes precedence
+    corpus = load_corpus("text", trained_path=str(trained))
+    assert (corpus.text, corpus.path) == ("here", str(Path("text").absolute()))
+    assert load_corpus("text", trained_path=str(Path("text").absolute())).text == "here"
+    assert capsys.readouterr().err == ""
+
+
+def test_error_names_both_folders(tmp_path: Path) -> None:
+    for trained in (str(tmp_path / "text"), "n" * 300, "a\0b", str(tmp_path)):
+        with pytest.raises(UserError) as error:
+            load_corpus("text", trained_path=trained)
+        where = f"'text' does not exist in {str(Path.cwd())!r}, nor at {trained!r}, where it was"
+        assert where in str(error.value)
+    for trained in (None, str(Path("text").absolute())):
+        with pytest.raises(UserError, match=r"'text' does not exist in '[^']*'; --data.corpus"):
+            load_corpus("text", trained_path=trained)
+    absolute = str(tmp_path / "text")
+    with pytest.raises(UserError, match=r"text' does not exist; --data.corpus"):
+        load_corpus(absolute, trained_path=str(tmp_path / "other"))
+
+
+@posix
+def test_name_that_is_not_utf_8() -> None:
+    try:
+        Path("caf\udce9").write_text("text", "utf-8")
+    except OSError:
+        pytest.skip("this file system has only UTF-8 names")
+    assert load_corpus("caf\udce9").text == "text"
+    assert r"'th\udce9' does not exist" in error_of("th\udce9")
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-8", "utf-8-sig", "utf-16", "utf-32-be"])
 def test_encoding(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "text"
     path.write_bytes("Größe\n".encode(encoding))
-    assert read_corpus(path, encoding).text == "Größe\n"
+    assert load_corpus(str(path), encoding).text == "Größe\n"
 
 
 def test_byte_order_mark_is_dropped_at_the_start_only(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_text("\ufeffa\ufeffb", "utf-8")
-    assert read_corpus(path).text == "a\ufeffb"
+    assert load_corpus(str(path)).text == "a\ufeffb"
 
 
 def test_line_endings_become_line_feeds(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_bytes("a\r\nb\rc\nd\r\n\r\n\u2028".encode())
-    assert read_corpus(path).text == "a\nb\nc\nd\n\n\u2028"
+    assert load_corpus(str(path)).text == "a\nb\nc\nd\n\n\u2028"
 
 
 @pytest.mark.parametrize(

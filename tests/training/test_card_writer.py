@@ -111,7 +111,6 @@ def test_every_architecture_has_a_card(run: Run, text: str, stage: str) -> None:
     "options",
     [
         ("--card=false",),
-        ("--trainer.logger=false",),
         ("--trainer.limit_val_batches=0",),
         ("--trainer.enable_checkpointing=false",),
     ],

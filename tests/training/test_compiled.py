@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from nanogpt import kernels
 from nanogpt.models import Model, build_model
-from nanogpt.training.callbacks import RunRecorder
+from nanogpt.training.callbacks.run_state import RunState
 from nanogpt.training.compiled import CompiledLoss, compiled_loss
-from nanogpt.training.lightning_module import LanguageModel, next_character_loss
+from nanogpt.training.lightning_module import LanguageModel
+from nanogpt.training.losses import next_character_loss
 from tests.command_lines import Run, is_one_line
 from tests.training.oracles import curves, distance, run_folder, saved_weights
 
@@ -149,7 +151,7 @@ def test_failed_compilation_without_the_random_state_is_detected(
 ) -> None:
     fit(EVERY, DROPOUT)
     monkeypatch.setattr(torch, "compile", broken_compiler("backward"))
-    monkeypatch.setattr("nanogpt.training.compiled.set_random_state", lambda *_: None)  # a fault
+    monkeypatch.setattr("nanogpt.training.compiled.isolate_rng", nullcontext)  # a fault
     fit(EVERY, DROPOUT, "--compile=true")
     assert curves(run_folder(0))["loss/batch"] != curves(run_folder(1))["loss/batch"]
 
@@ -234,15 +236,15 @@ def test_compiled_run_on_a_gpu_resumes(
     options += ["--trainer.max_steps=12", "--trainer.gradient_clip_val=1"]
     options += ["--model.learning_rate=0.01"]
     assert fit(*options).code == 0
-    original = RunRecorder.on_train_batch_end
+    original = RunState.on_train_batch_end
 
-    def interrupt(self: RunRecorder, trainer: Any, *args: Any) -> None:
+    def interrupt(self: RunState, trainer: Any, *args: Any) -> None:
         if trainer.global_step == 7:
             signal.raise_signal(signal.SIGTERM)
         original(self, trainer, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(RunRecorder, "on_train_batch_end", interrupt)
+        patched.setattr(RunState, "on_train_batch_end", interrupt)
         assert fit(*options).code == 143
     done = fit("--ckpt_path", str(run_folder(1)), *options)
     assert (done.code, done.err) == (0, "")

@@ -34,6 +34,8 @@ def data(tmp_path: Path) -> Make:
         data.setup("fit")
         data.trainer = SimpleNamespace(  # type: ignore[assignment]
             global_step=step,
+            max_steps=1000,
+            overfit_batches=0.0,
             accumulate_grad_batches=accumulate,
             global_rank=rank,
             world_size=world_size,
@@ -169,7 +171,7 @@ def test_setting_out_of_range_is_refused(setting: dict[str, Any]) -> None:
 
 def test_state_identifies_the_corpus(data: Make) -> None:
     state = data().state_dict()
-    assert state.keys() == {"name", "sha256", "stands_in_for"}
+    assert state.keys() == {"name", "sha256", "path", "stands_in_for"}
     assert (state["name"], state["stands_in_for"]) == ("corpus.txt", None)
     assert len(str(state["sha256"])) == 64
 

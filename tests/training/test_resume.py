@@ -10,8 +10,9 @@ import pytest
 import torch
 import yaml
 
-from nanogpt.training import lightning_cli, optimizer, resume
-from nanogpt.training.callbacks import RunRecorder
+from nanogpt.training import lightning_cli, optimizer
+from nanogpt.training.callbacks.run_state import RunState
+from nanogpt.training.callbacks.step_seed import StepSeed
 from nanogpt.training.run_lock import lock_folder
 from tests.command_lines import CONFIGS, TINY, Outcome, Run
 from tests.training.oracles import curves, printed_losses, run_folder
@@ -37,24 +38,24 @@ COMMON = ["--data.corpus=text.txt", "--trainer.log_every_n_steps=2"]
 def interrupt_at(
     monkeypatch: pytest.MonkeyPatch, hook: str, call: int, number: int = signal.SIGINT
 ) -> None:
-    """Send a signal at the nth call of a hook of the recorder."""
-    original, calls = getattr(RunRecorder, hook), [0]
+    """Send a signal at the nth call of a hook."""
+    original, calls = getattr(RunState, hook), [0]
 
-    def counted(self: RunRecorder, *args: Any, **kwargs: Any) -> None:
+    def counted(self: RunState, *args: Any, **kwargs: Any) -> None:
         calls[0] += 1
         if calls[0] == call:
             signal.raise_signal(number)
         original(self, *args, **kwargs)
 
-    monkeypatch.setattr(RunRecorder, hook, counted)
+    monkeypatch.setattr(RunState, hook, counted)
 
 
 def content(version: int, name: str = "last") -> dict[str, Any]:
     """Return the content of a checkpoint without durations."""
     path = run_folder(version) / "checkpoints" / f"{name}.ckpt"
     state: dict[str, Any] = torch.load(path, weights_only=True)
-    del state["run"]["seconds"]
-    state["run"]["logged"].pop("characters_per_second", None)
+    del state["callbacks"]["RunState"]["seconds"]
+    del state["loops"]  # computed by a resumed run
     return state
 
 
@@ -151,15 +152,15 @@ def test_resume_after_a_crash_discards_later_events(
     run: Run, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit_whole(run, GPT)
-    original = RunRecorder.on_train_batch_end
+    original = RunState.on_train_batch_end
 
-    def crash(self: RunRecorder, trainer: L.Trainer, *args: Any) -> None:
+    def crash(self: RunState, trainer: L.Trainer, *args: Any) -> None:
         original(self, trainer, *args)
         if trainer.global_step == 7:
             raise ZeroDivisionError
 
     with monkeypatch.context() as patched:
-        patched.setattr(RunRecorder, "on_train_batch_end", crash)
+        patched.setattr(RunState, "on_train_batch_end", crash)
         with pytest.raises(ZeroDivisionError):
             run("fit", *GPT, *SHORT, *COMMON)
     assert content(1)["global_step"] == 4
@@ -168,13 +169,13 @@ def test_resume_after_a_crash_discards_later_events(
     check_same()
 
 
-def test_resume_without_the_random_state_is_detected(
+def test_resume_without_seeding_each_step_is_detected(
     run: Run, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit_whole(run, GPT)
     interrupt_at(monkeypatch, "on_train_batch_end", 3)
     run("fit", *GPT, *SHORT, *COMMON)
-    monkeypatch.setattr(resume, "set_random_state", lambda *_: None)
+    monkeypatch.setattr(StepSeed, "on_train_batch_start", lambda *_: None)
     assert resume_last(run).code == 0
     assert differences(content(0)["state_dict"], content(1)["state_dict"])
 
@@ -289,7 +290,7 @@ def test_checkpoint_outside_a_run_folder_starts_a_new_run(run: Run, text: str) -
     done = run("fit", *GPT, *SHORT, *COMMON, "--ckpt_path=lone.ckpt")
     assert done.code == 0, done.err
     assert content(2)["global_step"] == 10
-    assert [step for step, *_ in content(2)["run"]["history"]] == [0, 4, 8, 10]
+    assert [step for step, *_ in content(2)["callbacks"]["RunState"]["history"]] == [0, 4, 8, 10]
     assert list(curves(run_folder(2))["loss/val"]) == [8, 10]
 
 
@@ -312,42 +313,45 @@ def test_requeued_slurm_job_resumes(run: Run, text: str, monkeypatch: pytest.Mon
     for name, value in (job | {"NODEID": "0", "NTASKS_PER_NODE": "1"}).items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setattr("lightning.pytorch.trainer.connectors.signal_connector.call", lambda _: 0)
-    original = RunRecorder.on_train_batch_end
+    original = RunState.on_train_batch_end
 
-    def requeue(self: RunRecorder, trainer: L.Trainer, *args: Any) -> None:
+    def requeue(self: RunState, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step in (3, 5):
             signal.raise_signal(signal.SIGUSR1 if trainer.global_step == 3 else signal.SIGTERM)
         original(self, trainer, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(RunRecorder, "on_train_batch_end", requeue)
+        patched.setattr(RunState, "on_train_batch_end", requeue)
         assert run("fit", *GPT, *SHORT, *COMMON).code == 143
     assert Path("hpc_ckpt_1.ckpt").is_file()
     again = fit_whole(run, GPT)  # SLURM repeats the command
     assert "resumed at step 3" in again.out
-    for name in ("state_dict", "optimizer_states", "lr_schedulers", "run"):
+    for name in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks"):
         assert differences(content(0)[name], content(2)[name]) == []
 
 
 # the end of a run
 
 
-def test_time_limit_applies_to_each_command(run: Run, text: str) -> None:
+def test_time_limit_counts_the_time_before_a_resume(run: Run, text: str) -> None:
     limited = ["--trainer.max_steps=-1", "--trainer.max_time=00:00:00:01"]
     limited += ["--model.schedule=constant", "--trainer.val_check_interval=1000000"]
     assert run("fit", *ACCUMULATE, *COMMON, *limited).code == 0
     first = content(0)["global_step"]
     done = resume_last(run)
     assert done.code == 0, done.err
+    assert f"training ended at step {first:,}: the time is up" in done.out
+    assert content(0)["global_step"] == first
+    assert resume_last(run, "--trainer.max_time=00:00:00:02").code == 0
     assert content(0)["global_step"] > first
-    history = [step for step, *_ in content(0)["run"]["history"]]
+    history = [step for step, *_ in content(0)["callbacks"]["RunState"]["history"]]
     assert history == [0, first, content(0)["global_step"]]
 
 
 def test_run_folder_is_locked_during_training(run: Run, text: str) -> None:
     assert run("fit", *GPT, *SHORT, *COMMON, "--trainer.max_steps=5").code == 0
     before = content(0)
-    with lock_folder(run_folder(0)):
+    with lock_folder(run_folder(0), is_used=lambda: True):
         second = resume_last(run, "--trainer.max_steps=10")
     assert (second.code, second.out) == (2, "")
     assert second.err.splitlines()[-1].startswith("error: another command is training in ")

@@ -59,12 +59,10 @@ def test_logged_learning_rate_follows_the_schedule(fit: Run, micro_batches: int)
     assert outcome.code == 0, outcome.err
     logged = curves(run_folder())["learning_rate"]
     assert list(logged) == list(range(1, 12))
-    # the rate logged after a step is that of the next one
-    expected = {step: 0.02 * learning_rate_factor(step, 11, "cosine", 3) for step in logged}
+    expected = {step: 0.02 * learning_rate_factor(step - 1, 11, "cosine", 3) for step in logged}
     assert logged == pytest.approx(expected, rel=1e-6)
-    assert logged[3] == pytest.approx(0.02)
-    assert logged[7] == pytest.approx(0.02 * 0.55)
-    assert logged[11] == pytest.approx(0.002)
+    assert logged[4] == pytest.approx(0.02)
+    assert logged[8] == pytest.approx(0.02 * 0.55)
 
 
 def test_cosine_without_a_last_step_is_refused(fit: Run) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from nanogpt.training.callbacks import RunRecorder
-from nanogpt.training.checkpoint_saver import CheckpointSaver
+from nanogpt.training.callbacks import LastCheckpoint
+from nanogpt.training.callbacks.run_state import RunState
 from tests.command_lines import CONFIGS, TINY, Run
 from tests.training.oracles import run_folder
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LAST = run_folder() / "checkpoints" / "last.ckpt"
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
 
@@ -51,12 +51,12 @@ def test_signal_stops_a_run_after_saving_the_current_step(
 def test_second_ctrl_c_stops_at_once(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGINT)
 
-    def twice(self: RunRecorder, *args: Any) -> None:
+    def twice(self: RunState, *args: Any) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("the run continued")
 
-    monkeypatch.setattr(RunRecorder, "on_validation_batch_end", twice)
+    monkeypatch.setattr(RunState, "on_validation_batch_end", twice)
     outcome = fit()
     assert outcome.code == 130
     assert "there is no checkpoint" in outcome.err
@@ -67,13 +67,13 @@ def test_second_ctrl_c_stops_at_once(fit: Run, monkeypatch: pytest.MonkeyPatch) 
 def test_signal_before_the_first_step_saves_nothing(
     fit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = RunRecorder.on_validation_batch_end
+    original = RunState.on_validation_batch_end
 
-    def stop(self: RunRecorder, *args: Any) -> None:
+    def stop(self: RunState, *args: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
         original(self, *args)
 
-    monkeypatch.setattr(RunRecorder, "on_validation_batch_end", stop)
+    monkeypatch.setattr(RunState, "on_validation_batch_end", stop)
     outcome = fit()
     assert outcome.code == 143
     assert outcome.err == "stopped by SIGTERM after step 0: no checkpoint has been saved\n"
@@ -83,27 +83,27 @@ def test_signal_before_the_first_step_saves_nothing(
 def test_signal_after_the_last_step_lets_the_run_finish(
     fit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = CheckpointSaver.save
+    original = LastCheckpoint.save
 
-    def save(self: CheckpointSaver, trainer: Any, is_best: bool | None = None) -> Path | None:
+    def save(self: LastCheckpoint, trainer: Any) -> Path | None:
         if trainer.global_step == 6 and self.saved_step < 6:
             signal.raise_signal(signal.SIGINT)
-        return original(self, trainer, is_best)
+        return original(self, trainer)
 
-    monkeypatch.setattr(CheckpointSaver, "save", save)
+    monkeypatch.setattr(LastCheckpoint, "save", save)
     outcome = fit()
     assert outcome.code == 0
     assert "more text" in outcome.out
 
 
 def test_ignored_ctrl_c_stays_ignored(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = RunRecorder.on_train_batch_end
+    original = RunState.on_train_batch_end
 
-    def stop(self: RunRecorder, *args: Any) -> None:
+    def stop(self: RunState, *args: Any) -> None:
         signal.raise_signal(signal.SIGINT)
         original(self, *args)
 
-    monkeypatch.setattr(RunRecorder, "on_train_batch_end", stop)
+    monkeypatch.setattr(RunState, "on_train_batch_end", stop)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         assert fit().code == 0
@@ -114,9 +114,9 @@ def test_ignored_ctrl_c_stays_ignored(fit: Run, monkeypatch: pytest.MonkeyPatch)
 def test_ctrl_c_stops_the_ladder_with_one_line(
     run: Run, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = RunRecorder.on_train_batch_end
+    original = RunState.on_train_batch_end
 
-    def stop(self: RunRecorder, trainer: Any, *args: Any) -> None:
+    def stop(self: RunState, trainer: Any, *args: Any) -> None:
         if (
             trainer.lightning_module.hparams["architecture"] == "ablated_gpt"
             and trainer.global_step == 3
@@ -124,7 +124,7 @@ def test_ctrl_c_stops_the_ladder_with_one_line(
             signal.raise_signal(signal.SIGINT)
         original(self, trainer, *args)
 
-    monkeypatch.setattr(RunRecorder, "on_train_batch_end", stop)
+    monkeypatch.setattr(RunState, "on_train_batch_end", stop)
     small = ("--trainer.max_steps=4", "--trainer.accelerator=cpu", "--data.batch_size=4")
     outcome = run("ladder", "--stages=1,2", f"--data.corpus={text}", "--card=false", *small)
     assert outcome.code == 130

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt.training.checkpoint_saver import AtomicCheckpointIO
+from nanogpt.errors import UserError
+from nanogpt.training.callbacks.checkpoints import AtomicCheckpointIO
 from tests.command_lines import Run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FOLDER = Path("lightning_logs/version_0/checkpoints")
 
 
@@ -60,16 +61,18 @@ def test_full_disk_leaves_the_old_checkpoint_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"step": 1}, target)
+    first, second = (
+        {"global_step": step, "state_dict": {"weight": torch.zeros(2)}} for step in (1, 2)
+    )
+    AtomicCheckpointIO().save_checkpoint(first, target)
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device: .*last.ckpt") as caught:
-        AtomicCheckpointIO().save_checkpoint({"step": 2}, target)
-    assert caught.value.filename == str(target)
-    assert torch.load(target, weights_only=True) == {"step": 1}
+    with pytest.raises(UserError, match=r"No space left on device at .*last.ckpt"):
+        AtomicCheckpointIO().save_checkpoint(second, target)
+    assert torch.load(target, weights_only=True)["global_step"] == 1
     assert list(tmp_path.iterdir()) == [target]
 
 

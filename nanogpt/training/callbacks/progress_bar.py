@@ -20,6 +20,7 @@ class StepBar(ProgressBar):
         self.title = title
         self.is_enabled = True
         self.bar: tqdm[Any] | None = None
+        self.step = 0  # that the bar shows
 
     def disable(self) -> None:
         """Hide the bar: Lightning calls this on all processes but the first."""

@@ -1,0 +1,41 @@
+"""Prints the lines before training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from nanogpt.training import console
+from nanogpt.training.datamodule import CharDataModule
+from nanogpt.training.hardware_settings import limit_threads
+from nanogpt.training.lightning_module import LanguageModel
+
+
+class Header(Callback):
+    """Prints corpus, model size, device and folder of a run, and its duration if that is long.
+
+    On a CPU it also sets the number of threads.
+
+    Args:
+        folder: folder of the run; None if it has none.
+        teachers: paths of the models to distill.
+        warn: whether to warn that another corpus replaces a missing one.
+    """
+
+    def __init__(self, folder: Path | None, teachers: Sequence[str], warn: bool = True) -> None:
+        self.folder, self.teachers, self.warn = folder, teachers, warn
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the lines."""
+        data: CharDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(pl_module, LanguageModel)
+        if trainer.strategy.root_device.type == "cpu":
+            limit_threads(console.flop_per_step(pl_module, data))
+        if not trainer.is_global_zero:
+            return
+        if data.corpus.stands_in_for and self.warn:
+            console.warn_about_replaced_corpus(data.corpus)
+        console.print_header(trainer, pl_module, data, self.folder)
+        if self.teachers:
+            print(f"teachers: {', '.join(self.teachers)}")

@@ -1,0 +1,23 @@
+"""The training loss of next characters."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (network, ids (B, T), targets (B, T))
+
+
+def next_character_loss(net: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean loss of a network on ids (B, T) and targets (B, T), in nats per character."""
+    return cross_entropy_loss(net(ids), targets)
+
+
+def cross_entropy_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits (B, T, V) and targets (B, T), in nats.
+
+    It is computed in at least float32.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
