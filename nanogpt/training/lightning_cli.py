@@ -1,6 +1,5 @@
 """The LightningCLI of ``fit`` and ``validate``."""
 
-import warnings
 from argparse import ArgumentError
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -35,7 +34,7 @@ from nanogpt.training.one_line_errors import one_line_errors
 from nanogpt.training.resume import ResumePoint, find_resume_point
 from nanogpt.training.run_config import notice_differences, prepend_run_config
 from nanogpt.training.run_lock import lock_folder
-from nanogpt.training.several_processes import prepare_signals
+from nanogpt.training.several_processes import SpawnedLogs, has_trained, prepare_signals
 
 
 class CLI(OneCommandCLI):
@@ -54,7 +53,7 @@ class CLI(OneCommandCLI):
             argv, self.checkpoint = prepend_run_config(command, argv)
             self.modified_ns = self.checkpoint.path.stat().st_mtime_ns if self.checkpoint else 0
         register_parser_mode()
-        with warnings.catch_warnings(), filtered_logs(), ExitStack() as self.locks:
+        with filtered_logs(), ExitStack() as self.locks:
             super().__init__(
                 command,
                 options.HELP,
@@ -100,10 +99,7 @@ class CLI(OneCommandCLI):
         """Check the settings, find where to resume, and configure the process."""
         settings = self.settings
         if self.command == "fit":
-            options.check_steps(settings)
-            options.check_batches(settings.trainer)
-            options.check_utf8("data.corpus", settings.data.corpus)
-            options.check_utf8("trainer.default_root_dir", settings.trainer.default_root_dir)
+            options.check_fit(settings)
             settings.teachers = [options.find_teacher(given) for given in settings.teachers]
             if settings.ckpt_path and not self.checkpoint:  # set in a config
                 self.checkpoint = load_checkpoint(settings.ckpt_path, of_folder="last")
@@ -166,7 +162,12 @@ class CLI(OneCommandCLI):
     def run_callbacks(self) -> list[L.Callback]:
         """Return the callbacks of every run."""
         header = Header(self.folder, self.settings.teachers, self.warn_about_corpus)
-        parts: list[L.Callback] = [header, StepSeed(self.settings.data.seed), self.run_state]
+        parts: list[L.Callback] = [
+            SpawnedLogs(),
+            header,
+            StepSeed(self.settings.data.seed),
+            self.run_state,
+        ]
         if self.folder:
             given = self.config_init[self.command].trainer.logger
             rows = loggers.earlier_rows(given, self.resume_point)
@@ -192,7 +193,7 @@ class CLI(OneCommandCLI):
             self.config_init[self.command].ckpt_path = str(self.resume_point.path)
             self.config_init[self.command].weights_only = True
         if self.folder and self.trainer.is_global_zero:
-            is_used = partial(getattr, self.trainer, "global_step")
+            is_used = partial(has_trained, self.trainer)
             self.locks.enter_context(lock_folder(self.folder, is_used))
             if self.resume_point:
                 self.resume_point.check_unchanged()

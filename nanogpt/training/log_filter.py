@@ -19,7 +19,7 @@ ANNOUNCEMENTS = re.compile(
     r"|\nDetected KeyboardInterrupt|Received SIGTERM"
     r"|Initializing distributed|-{20,}\ndistributed_backend|Running in `fast_dev_run`)"
 )
-CHILDREN = ("lightning.pytorch", "lightning.fabric")  # loggers with handlers of their own
+LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
 WARNINGS = (
     "LightningCLI's args parameter",
     ".*isinstance.treespec, LeafSpec.",
@@ -41,22 +41,30 @@ class ReportHandler(logging.Handler):
             print(record.getMessage(), file=sys.stderr)
 
 
-@contextmanager
-def filtered_logs() -> Iterator[None]:
-    """Hide Lightning's announcements and show warnings as notices."""
-    loggers = [logging.getLogger(name) for name in ("lightning", *CHILDREN)]
-    states = [(logger.handlers, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.handlers, logger.propagate = [], logger.name != "lightning"
-    loggers[0].handlers = [ReportHandler()]
+def filter_logs() -> None:
+    """Hide Lightning's announcements and show warnings as notices, in this process."""
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], name != "lightning"
+    logging.getLogger("lightning").handlers = [ReportHandler()]
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     warnings.showwarning = lambda message, *_args, **_kwargs: notice(str(message))
     # TensorBoard re-raises an OSError of its writer thread in the main thread
     hook = threading.excepthook
     threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else hook(args)
+
+
+@contextmanager
+def filtered_logs() -> Iterator[None]:
+    """Filter logs and warnings within a block."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    states = [(logger.handlers, logger.propagate) for logger in loggers]
+    hook = threading.excepthook
     try:
-        yield
+        with warnings.catch_warnings():
+            filter_logs()
+            yield
     finally:
         threading.excepthook = hook
         for logger, (handlers, propagate) in zip(loggers, states, strict=True):

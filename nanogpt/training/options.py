@@ -176,6 +176,14 @@ def find_teacher(given: str) -> str:
     raise UserError(f"no teacher at {given!r}: --teachers takes .ckpt files and run folders")
 
 
+def check_fit(settings: Namespace) -> None:
+    """Raise a ``UserError`` if a setting of ``fit`` is not valid."""
+    check_steps(settings)
+    check_batches(settings.trainer)
+    check_utf8("data.corpus", settings.data.corpus)
+    check_utf8("trainer.default_root_dir", settings.trainer.default_root_dir)
+
+
 def check_steps(settings: Namespace) -> None:
     """Raise a ``UserError`` if a setting that counts optimizer steps is not valid."""
     trainer = settings.trainer

@@ -43,7 +43,7 @@ def lock_folder(folder: Path, is_used: Callable[[], bool]) -> Iterator[None]:
     except Interrupted:
         raise
     except Exception:
-        is_unused = not is_used()
+        is_unused = not is_used() and not any(folder.rglob("*.ckpt"))
         raise
     finally:
         lock.release()

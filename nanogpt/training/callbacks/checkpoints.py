@@ -126,8 +126,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 finite. An earlier file remains.
             OSError: if the file cannot be written for another reason.
         """
-        target, step = Path(path), checkpoint["global_step"]
-        if not all_finite(checkpoint):
+        target, step = Path(path), checkpoint.get("global_step")
+        if step is not None and not all_finite(checkpoint):  # otherwise it has only weights
             raise UserError(
                 f"the result of step {step} is not finite: lower --model.learning_rate, or clip "
                 f"gradients with --trainer.gradient_clip_val 1; {describe_last(target.parent)}"
