@@ -34,4 +34,14 @@ class StepSeed(Callback):
         if self.step != trainer.global_step:
             self.step = trainer.global_step
             stream = (trainer.global_rank + 1) * STREAMS_PER_PROCESS + self.step
-            torch.manual_seed(hash_seed(self.seed, stream))
+            seed_generators(hash_seed(self.seed, stream), trainer.strategy.root_device)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the global random generators of the CPU and of a device.
+
+    ``torch.manual_seed`` would queue a call for each other kind of device that has not been used.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        getattr(torch, device.type).manual_seed(seed)
