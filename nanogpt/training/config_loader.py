@@ -1,9 +1,12 @@
-"""Completes the settings of loggers before jsonargparse checks them.
+"""How configs are read and written: YAML, with two additions.
 
 ``TensorBoardLogger`` and ``CSVLogger`` require a ``save_dir``; so that a class name is enough, it
-is filled in where it is missing, in options and in configs.
+is filled in where it is missing, in options and in configs. A file name that is not valid UTF-8,
+which YAML cannot contain, is written as binary data.
 """
 
+import base64
+import os
 from enum import Enum
 from typing import Any
 
@@ -28,6 +31,19 @@ class Dumper(yaml.SafeDumper):  # type: ignore[misc]
 Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
+def represent_text(dumper: Dumper, text: str) -> yaml.Node:
+    """Represent a text, or a file name that is not valid UTF-8 by its bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        content = base64.b64encode(os.fsencode(text)).decode()
+        return dumper.represent_scalar("tag:yaml.org,2002:binary", content)
+    return dumper.represent_str(text)
+
+
+Dumper.add_representer(str, represent_text)
+
+
 def dump_yaml(settings: Any) -> str:
     """Return settings as YAML."""
     return str(yaml.dump(settings, Dumper=Dumper, sort_keys=False, allow_unicode=True))
@@ -35,11 +51,20 @@ def dump_yaml(settings: Any) -> str:
 
 def load_yaml(text: str) -> Any:
     """Load a value or a config."""
-    content = get_loader("yaml")(text)
+    content = decode_names(get_loader("yaml")(text))
     trainer = content.get("trainer") if isinstance(content, dict) else None
     if isinstance(trainer, dict) and "logger" in trainer:
         trainer["logger"] = with_save_dir(trainer["logger"])
     return content
+
+
+def decode_names(content: Any) -> Any:
+    """Return the content of a config with file names instead of their bytes."""
+    if isinstance(content, dict):
+        return {key: decode_names(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [decode_names(value) for value in content]
+    return os.fsdecode(content) if isinstance(content, bytes) else content
 
 
 def with_save_dir(setting: Any) -> Any:

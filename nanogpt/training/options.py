@@ -154,13 +154,13 @@ def check_derived(settings: Namespace) -> None:
 
 
 def check_utf8(name: str, path: Any) -> None:
-    """Raise a ``UserError`` for a path that is not UTF-8, which config.yaml cannot contain."""
+    """Raise a ``UserError`` for the path of a folder that is not UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{name} {str(path)!r} is not valid UTF-8, so that neither config.yaml nor "
-            "TensorBoard can name it: rename it, or use a UTF-8 locale"
+            f"{name} {str(path)!r} is not valid UTF-8, which TensorBoard requires: rename it, or "
+            "use a UTF-8 locale"
         ) from error
 
 
@@ -180,7 +180,6 @@ def check_fit(settings: Namespace) -> None:
     """Raise a ``UserError`` if a setting of ``fit`` is not valid."""
     check_steps(settings)
     check_batches(settings.trainer)
-    check_utf8("data.corpus", settings.data.corpus)
     check_utf8("trainer.default_root_dir", settings.trainer.default_root_dir)
 
 

@@ -1,6 +1,7 @@
 """The output of a run: terminal, TensorBoard and checkpoints; none of it affects training."""
 
 import math
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -291,3 +292,19 @@ def test_divergence_gives_a_one_line_error(fit: Run) -> None:
     assert outcome.code == 2
     assert "learning_rate" in outcome.err.splitlines()[-1]
     assert "Traceback" not in outcome.err
+
+
+def test_corpus_whose_name_is_not_utf8(fit: Run, run: Run) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    try:
+        Path(name).write_text(Path("text.txt").read_text())
+    except OSError:
+        pytest.skip("this file system has only names in UTF-8")
+    outcome = fit(f"--data.corpus={name}", "--trainer.logger=[TensorBoardLogger,CSVLogger]")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("corpus caf\\udce9.txt: 5,000 characters")
+    resumed = run("fit", "--ckpt_path=last", "--trainer.max_steps=8")
+    assert resumed.code == 0, resumed.err
+    validated = run("validate")
+    assert (validated.code, validated.err) == (0, "")
+    assert "on caf\\udce9.txt:" in validated.out
