@@ -71,3 +71,8 @@ def run_of(checkpoint: Path) -> Run | None:
     """Return the run whose folder contains a checkpoint, if any."""
     run = Run(checkpoint.resolve().parent.parent)
     return run if run.config.is_file() else None
+
+
+def started_in(run: Run | None) -> Path | None:
+    """Return the folder that contains the ``lightning_logs`` of a run, where it was started."""
+    return run.folder.resolve().parent.parent if run else None

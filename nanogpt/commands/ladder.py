@@ -14,7 +14,7 @@ from nanogpt.errors import UserError
 from nanogpt.insight import provenance
 from nanogpt.insight.model_card import table
 from nanogpt.insight.reference import best_losses
-from nanogpt.notices import program
+from nanogpt.notices import escape_controls, print_text, program
 from nanogpt.resources import CONFIGS
 from nanogpt.runs import LOGS
 from nanogpt.training.stage_cli import StageRun, fit_stage
@@ -160,8 +160,9 @@ def report(results: list[Result], folder: Path, seconds: float, options: list[st
         f"{seconds:.0f} s. {provenance.machine(first.device)}; {provenance.versions()}; "
         f"{provenance.git_state()}; {date.today()}.",
     ]
-    write_atomically(folder / "ladder.md", ("\n\n".join(page) + "\n").encode())
-    print(
+    content = escape_controls("\n\n".join(page) + "\n").encode(errors="backslashreplace")
+    write_atomically(folder / "ladder.md", content)
+    print_text(
         f"{seconds:.0f} s in total\n"
         f"table        {folder / 'ladder.md'}\n"
         f"chart        {folder / 'ladder.png'}\n"

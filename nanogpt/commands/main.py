@@ -11,8 +11,8 @@ from importlib.util import find_spec
 
 from nanogpt import __version__
 from nanogpt.errors import Interrupted, UserError
-from nanogpt.notices import program
-from nanogpt.processes import process_rank, silence
+from nanogpt.notices import print_message, program
+from nanogpt.processes import is_first_on_machine, process_rank, silence
 from nanogpt.resources import find_config, shipped_configs
 
 COMMANDS = ("fit", "validate", "predict", "score", "ladder")
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return fail(str(error))
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        print_message(str(stop))
         return stop.code
     except BrokenPipeError:  # such as `| head`, once it has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,26 +82,33 @@ def run_silently(argv: list[str]) -> int:
     """Run a further process of a run, whose first one prints and decides the exit code.
 
     Returns:
-        Always 0: with another code, Lightning would kill the first process.
+        0: with another code, Lightning would kill the first process, before it has printed the
+        same error. 1 for an error that only this process has.
     """
     stderr = sys.stderr
     silence()
     try:
         dispatch(argv)
-    except (UserError, Interrupted, OSError, KeyboardInterrupt):
+    except UserError as error:
+        if is_first_on_machine():  # on another machine than the first process
+            print(f"error: {error}", file=stderr)
+    except (Interrupted, OSError, KeyboardInterrupt):
         pass  # the first process has the same one
-    except RuntimeError as error:
+    except Exception as error:
         if "Connection closed by peer" not in str(error):  # the first process has ended
             traceback.print_exc(file=stderr)
+            return 1
     return 0
 
 
 def explain_os_error(error: OSError) -> str:
-    """Return the message for a full disk or a path that is not writable; reraise other errors."""
+    """Return the message for an error of the disk or the path; reraise other errors."""
     if error.errno in DISK_FULL:
         way_out = "existing files are unchanged; free some space and run again"
     elif error.errno in NOT_WRITABLE:
         way_out = "run in a folder with write permission, or set --trainer.default_root_dir"
+    elif error.errno == errno.EFBIG:
+        way_out = "allow larger files (ulimit -f), or write to another file system"
     elif error.errno in NOT_A_PATH:
         way_out = "pass another path"
     else:
@@ -181,5 +188,5 @@ def resolve_configs(command: str, options: list[str]) -> list[str]:
 
 def fail(message: str) -> int:
     """Print an error on stderr and return the exit code of a user's mistake."""
-    print(f"error: {message}", file=sys.stderr)
+    print_message(f"error: {message}")
     return 2

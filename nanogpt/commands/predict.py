@@ -22,7 +22,7 @@ from nanogpt.generation.generate import (
 )
 from nanogpt.generation.quantization import Weights
 from nanogpt.hardware import configure_allocator
-from nanogpt.notices import notice, program
+from nanogpt.notices import escape_for, notice, print_message, program
 from nanogpt.option_errors import parse_options
 from nanogpt.text.files import read_text
 from nanogpt.text.tokenizer import OnUnknown, Tokenizer
@@ -95,7 +95,7 @@ def predict(options: PredictOptions) -> None:
     model = load(options.ckpt_path, options.weights)
     prompt = drop_unknown(prompt, model.tokenizer, options.on_unknown)
     with nullcontext() if options.output is None else new_file(options.output) as file:
-        print(f"sampling from {model.checkpoint}", file=sys.stderr)
+        print_message(f"sampling from {model.checkpoint}")
         if options.interactive:
             run_interactive(model, options)
         else:
@@ -122,9 +122,9 @@ def new_file(path: str) -> TextIO:
 
 
 def write(text: str, outputs: Sequence[TextIO]) -> None:
-    """Write text to all outputs and flush them."""
+    """Write text to all outputs and flush them; a terminal gets no control characters."""
     for output in outputs:
-        output.write(text)
+        output.write(escape_for(output, text))
         output.flush()
 
 
@@ -160,7 +160,7 @@ def run_interactive(model: TextModel, options: PredictOptions) -> None:
             for piece in generate(model, prompt, options):
                 write(piece, [sys.stdout])
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print_message(f"error: {error}")
         except KeyboardInterrupt:
             pass
         write("\n", [sys.stdout])

@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -17,7 +16,7 @@ from nanogpt.hardware import best_device
 from nanogpt.insight.html_report import GENERATOR, Summary, render_page
 from nanogpt.insight.printable import printable, printable_line
 from nanogpt.insight.surprisal import surprisal
-from nanogpt.notices import program
+from nanogpt.notices import print_message, print_text, program
 from nanogpt.option_errors import parse_options
 from nanogpt.text.files import read_text
 from nanogpt.text.tokenizer import OnUnknown
@@ -69,7 +68,7 @@ def score(
         notes.append(f"{n_unknown:,} of {len(content):,} characters are unknown and were skipped")
     if html is not None and len(known) > MAX_SHOWN:
         notes.append(f"the page shows the first {MAX_SHOWN:,} of {len(known):,} characters")
-    print(*notes, f"scoring with {checkpoint.path}", sep="\n", file=sys.stderr, flush=True)
+    print_message("\n".join([*notes, f"scoring with {checkpoint.path}"]))
     model = kernels.install(checkpoint.model).to(best_device())
     start_id, k = int(start_ids(tokenizer, "")), 0 if html is None else TOOLTIP_CHARACTERS
     scored = surprisal(model, start_id, tokenizer.encode(known), k)
@@ -77,13 +76,13 @@ def score(
         raise UserError(DIVERGED)
     loss = scored.nats.double().mean().item()
     summary = Summary(name, str(checkpoint.path), len(known), loss)
-    print(report(summary, content, vocabulary, scored.nats), flush=True)
+    print_text(report(summary, content, vocabulary, scored.nats))
     if html is not None:
         columns = (scored.nats / math.log(2), scored.likely, scored.probabilities)
         bits, likely, ps = (column[:MAX_SHOWN].tolist() for column in columns)
         page = render_page(summary, notes, known[:MAX_SHOWN], bits, likely, ps, vocabulary)
         write_atomically(Path(html), page.encode())
-        print(Path(html), file=sys.stderr)
+        print_message(str(Path(html)))
 
 
 def report(summary: Summary, content: str, vocabulary: str, nats: Tensor) -> str:

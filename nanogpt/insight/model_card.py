@@ -9,6 +9,7 @@ from typing import Any
 
 from nanogpt.insight.memorization import NGRAM_SIZE, Overlap
 from nanogpt.insight.ngrams import NGram
+from nanogpt.notices import escape_controls
 
 TEMPLATE = Template(Path(__file__).with_suffix(".md").read_text("utf-8"))
 
@@ -22,7 +23,7 @@ def render_card(
     sample: str,
     settings: Mapping[str, Any],
 ) -> str:
-    """Return the card in Markdown.
+    """Return the card in Markdown, without control characters.
 
     ``losses`` is a table of the evaluations, ``overlaps`` are those of some texts with the train
     split, by the texts' names, and ``settings`` those that differ from their defaults.
@@ -37,7 +38,7 @@ def render_card(
         for name, overlap in overlaps.items()
     ]
     novel = f"{NGRAM_SIZE}-grams not in the train split"
-    return TEMPLATE.substitute(
+    card = TEMPLATE.substitute(
         title=title,
         facts=table(("", ""), [(f"**{name}**", fact) for name, fact in facts.items()]),
         losses=losses,
@@ -52,6 +53,7 @@ def render_card(
             for name, value in settings.items()
         ),
     )
+    return escape_controls(card)
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

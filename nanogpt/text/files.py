@@ -1,25 +1,83 @@
 """Read and decode the user's text files, with one-line errors."""
 
+import errno
+import os
+import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from nanogpt.errors import UserError
+
+MAX_BYTES = 2**31  # the ids and code points of a longer text take more memory than most machines
+KERNEL_FILE_SYSTEMS = {
+    *("proc", "sysfs", "debugfs", "tracefs", "securityfs", "selinuxfs", "configfs", "pstore"),
+    *("cgroup", "cgroup2", "bpf", "efivarfs", "binfmt_misc", "fusectl", "mqueue", "devpts"),
+}
+
+
+class NotRegularFileError(OSError):
+    """A folder, FIFO, socket, device, or file of the kernel where a file is expected."""
+
+
+def read_regular_file(path: Path) -> bytes:
+    """Return the bytes of a regular file of at most ``MAX_BYTES``.
+
+    Opening or reading another kind of file might never end, act on a device or, in ``/proc``,
+    reveal secrets. So the file is checked before it is opened, and the opened one once more, in
+    case another has replaced it meanwhile.
+
+    Raises:
+        NotRegularFileError: if it is another kind of file.
+        OSError: if it does not exist, is too large or cannot be read.
+    """
+    _check_regular(path.stat())
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # for one that replaces it
+    with open(os.open(path, flags), "rb") as file:  # noqa: PTH123
+        status = os.fstat(file.fileno())
+        _check_regular(status)
+        if status.st_size > MAX_BYTES:
+            raise OSError(
+                errno.EFBIG,
+                f"it has {status.st_size / 1e6:,.0f} MB, more than {MAX_BYTES / 1e6:,.0f} MB",
+            )
+        return file.read()
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode) or _is_of_kernel(status):
+        raise NotRegularFileError(errno.EINVAL, "it is not a regular file")
+
+
+def _is_of_kernel(status: os.stat_result) -> bool:
+    """Return whether a file belongs to a file system that shows the Linux kernel's state."""
+    mounts = ""
+    with suppress(OSError):  # not on Linux
+        mounts = Path("/proc/self/mountinfo").read_text("utf-8", "replace")
+    for line in mounts.splitlines():
+        # 24 1 0:22 / /sys rw,nosuid shared:7 - sysfs sysfs rw
+        _, _, device, *fields = line.split(" ")
+        if device == f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}":
+            return fields[fields.index("-") + 1] in KERNEL_FILE_SYSTEMS
+    return False
 
 
 def read_file(path: str, name: str, hint: str, searched: str = "") -> bytes:
     """Return the bytes of a file; raise UserError if it does not exist or cannot be read.
 
     Args:
-        path: path of a regular file; reading a FIFO or a device might never end.
+        path: path of a regular file.
         name: what to call the file in an error message, such as ``the corpus``.
         hint: the end of the error message: the option to pass and the values it takes.
         searched: where a file that does not exist was searched for, such as `` in '/home'``.
     """
     try:
-        if not Path(path).is_file():
-            state = "is not a file" if Path(path).exists() else f"does not exist{searched}"
-            raise UserError(f"{name} {path!r} {state}; {hint}")
-        return Path(path).read_bytes()
+        return read_regular_file(Path(path))
+    except NotRegularFileError as error:
+        raise UserError(f"{name} {path!r} is not a regular file; {hint}") from error
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # a null byte
+        raise UserError(f"{name} {path!r} does not exist{searched}; {hint}") from error
     except OSError as error:
         raise UserError(f"{name} {path!r} cannot be read: {error.strerror}") from error
 

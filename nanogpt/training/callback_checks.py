@@ -9,11 +9,16 @@ from typing import Any
 import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch import callbacks
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from nanogpt.errors import UserError
+from nanogpt.insight.ngrams import NAMES
 
 METRICS = [f"{kind}/{split}" for kind in ("loss", "perplexity") for split in ("val", "train")]
 METRICS += ["bits_per_character/val", "bits_per_character/train", "loss/batch", "learning_rate"]
+METRICS += ["characters_per_second"]
+METRICS += [f"ngrams/{name}_{kind}" for name in NAMES.values() for kind in ("entropy", "held_out")]
+SHARDING = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 REFUSED: dict[Any, str] = {
     callbacks.BatchSizeFinder: "it changes the batch size after the settings are recorded: set "
     "--data.batch_size, or use lightning.pytorch.tuner.Tuner from Python",
@@ -45,8 +50,13 @@ def check_callbacks(trainer: L.Trainer, resumes: bool) -> None:
 
     Raises:
         UserError: if one monitors a metric that is not logged, or has left a checkpoint that
-            Lightning would resume from unasked.
+            Lightning would resume from unasked; or if the strategy divides the model.
     """
+    if isinstance(trainer.strategy, SHARDING):
+        raise UserError(
+            f"{type(trainer.strategy).__name__} cannot be used: samples and checkpoints need the "
+            "whole model on each device; use --trainer.strategy ddp"
+        )
     given: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     own = [c for c in given if not type(c).__module__.startswith(("lightning.", "nanogpt."))]
     for callback in given:

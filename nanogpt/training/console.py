@@ -1,6 +1,7 @@
 """The output of ``fit`` and ``validate`` on the terminal, before training and at the end."""
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from nanogpt.models import count_parameters
 from nanogpt.notices import program
 from nanogpt.runs import LOGS
 from nanogpt.text import corpora
+from nanogpt.training.compiled import CompiledLoss
 from nanogpt.training.datamodule import CharDataModule
 from nanogpt.training.lightning_module import LanguageModel
 
@@ -78,15 +80,17 @@ def measure_step(trainer: L.Trainer, model: LanguageModel, data: CharDataModule)
     The random state is preserved.
     """
     windows = max(data.batch_size // 16, 1)
+    loss = model.training_loss
+    loss = loss.loss if isinstance(loss, CompiledLoss) else loss  # compiled for whole batches
     ids = torch.zeros(windows, data.block_size, dtype=torch.long)
     seconds = math.inf
     with isolate_rng(), trainer.precision_plugin.train_step_context():
         for _ in range(3):  # the first step also allocates memory
             start = time.perf_counter()
-            model.training_loss(model.net, ids, ids).backward()
+            loss(model.net, ids, ids).backward()
             seconds = min(seconds, time.perf_counter() - start)
     model.zero_grad()
-    return seconds * data.batch_size / windows
+    return seconds * data.batch_size / windows / trainer.world_size
 
 
 def print_end(trainer: L.Trainer, step: int) -> None:
@@ -135,13 +139,13 @@ def print_run(checkpoint: Checkpoint, seed: int) -> None:
     folder = path.parent.parent
     sample = sample_text(checkpoint.model, checkpoint.tokenizer, SAMPLE_CHARACTERS, seed)
     checkpoints = ", ".join(str(file) for file in sorted(path.parent.glob("*.ckpt")))
-    ckpt_path = "" if folder.parent == LOGS else f" --ckpt_path {folder}"
+    ckpt_path = "" if folder.parent == LOGS else f" --ckpt_path {shlex.quote(str(folder))}"
     print(
         f"\na sample of {SAMPLE_CHARACTERS} characters from {path.name}:\n\n"
         + sample.strip("\n")
         + f"\n\nrun          {folder}\n"
         f"checkpoints  {checkpoints}\n"
-        f"curves       tensorboard --logdir {folder.parent}\n"
+        f"curves       tensorboard --logdir {shlex.quote(str(folder.parent))}\n"
         f"more text    {program()} predict{ckpt_path}"
     )
 

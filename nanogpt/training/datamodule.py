@@ -1,8 +1,9 @@
 """The LightningDataModule: a corpus as token ids, its splits, and batches of windows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -75,20 +76,25 @@ class CharDataModule(L.LightningDataModule):
         self.setup("fit")
         return self.tokenizer.vocabulary
 
-    def restore_corpus(self, saved: dict[str, str | None], vocabulary: str | None = None) -> None:
-        """Load the corpus of a checkpoint's ``state_dict``; a notice says if the text differs.
+    def restore_corpus(
+        self,
+        saved: Mapping[str, str | None],
+        vocabulary: str | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """Load the corpus of a run; a notice says if the text differs.
 
-        If another corpus replaced the configured one in training, it replaces it again. A given
-        vocabulary replaces that of the corpus.
+        Args:
+            saved: the ``state_dict`` of the data module in training. If a built-in corpus replaced
+                the configured one, it replaces it again.
+            vocabulary: replaces that of the corpus.
+            folder: where the run was started, in which a relative path is found too.
         """
         self.known_vocabulary = vocabulary or self.known_vocabulary
         name = saved.get("name")
-        if name and saved.get("stands_in_for") == self.corpus_name:
+        if name in corpora.BUILT_IN and saved.get("stands_in_for") == self.corpus_name:
             self.corpus_name = name
-        trained_path = saved.get("path") if name == self.corpus_name else None
-        self.corpus = load_corpus(
-            self.corpus_name, self.encoding, self.offline_corpus, trained_path
-        )
+        self.corpus = load_corpus(self.corpus_name, self.encoding, self.offline_corpus, folder)
         differs = saved.get("sha256") != self.corpus.sha256
         if differs and name == self.corpus.name:
             notice(f"the corpus {name!r} has changed since the model was trained on it")
@@ -99,7 +105,7 @@ class CharDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, str | None]:
         """Return the identity of the corpus, for checkpoints."""
         corpus = self.corpus
-        identity = {"name": corpus.name, "sha256": corpus.sha256, "path": corpus.path}
+        identity = {"name": corpus.name, "sha256": corpus.sha256}
         return identity | {"stands_in_for": corpus.stands_in_for}
 
     def prepare_data(self) -> None:

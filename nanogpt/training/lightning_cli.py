@@ -15,7 +15,7 @@ from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from nanogpt.notices import program
 from nanogpt.option_errors import explain
-from nanogpt.runs import Run
+from nanogpt.runs import Run, run_of, started_in
 from nanogpt.training import console, hardware_settings, loggers, options, trainer_parts
 from nanogpt.training.callback_checks import check_callbacks, check_classes
 from nanogpt.training.callbacks.header import Header
@@ -23,6 +23,7 @@ from nanogpt.training.callbacks.run_record import RunRecord
 from nanogpt.training.callbacks.run_state import RunState
 from nanogpt.training.callbacks.step_seed import StepSeed
 from nanogpt.training.card_writer import write_card
+from nanogpt.training.compatibility import check_compatible
 from nanogpt.training.compiled import compiled_loss
 from nanogpt.training.config_loader import PARSER_MODE, complete_options, register_parser_mode
 from nanogpt.training.datamodule import CharDataModule
@@ -33,8 +34,7 @@ from nanogpt.training.log_filter import filtered_logs
 from nanogpt.training.one_line_errors import one_line_errors
 from nanogpt.training.resume import ResumePoint, find_resume_point
 from nanogpt.training.run_config import notice_differences, prepend_run_config
-from nanogpt.training.run_lock import lock_folder
-from nanogpt.training.several_processes import SpawnedLogs, has_trained, prepare_signals
+from nanogpt.training.several_processes import SpawnedLogs, early_signals, lock_run
 
 
 class CLI(OneCommandCLI):
@@ -148,7 +148,8 @@ class CLI(OneCommandCLI):
         trainer_parts.replace_slow_precision(config)
         if self.command == "fit":
             named = vars(self.config_init[self.command].callbacks).values()
-            self.folder = loggers.place_run(config, self.resume_point, self.new_folder)
+            point = self.resume_point
+            self.folder = loggers.place_run(config, point, self.new_folder, partial(lock_run, self))
             trainer_parts.add_fit_parts(config, self.run_callbacks(), named, self.title)
         else:
             config.logger = config.enable_checkpointing = config.enable_progress_bar = False
@@ -177,7 +178,8 @@ class CLI(OneCommandCLI):
     def before_fit(self) -> None:
         """Set up data, loss and checkpoint, and find mistakes before anything is written."""
         if self.resume_point:  # first: it may replace a corpus that would have to be downloaded
-            self.datamodule.restore_corpus(self.resume_point.corpus)
+            point = self.resume_point
+            self.datamodule.restore_corpus(point.corpus, folder=started_in(point.run))
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self.datamodule.check_batch_size(self.trainer)
@@ -189,15 +191,12 @@ class CLI(OneCommandCLI):
         hardware_settings.check_memory(self.model, len(vocabulary))
         self.model.use_network(self.model.build(len(vocabulary)), vocabulary)
         if self.resume_point:
-            self.model.check_compatible(self.resume_point.hparams)
+            check_compatible(self.resume_point.hparams, self.model.hparams)
             self.config_init[self.command].ckpt_path = str(self.resume_point.path)
             self.config_init[self.command].weights_only = True
-        if self.folder and self.trainer.is_global_zero:
-            is_used = partial(has_trained, self.trainer)
-            self.locks.enter_context(lock_folder(self.folder, is_used))
-            if self.resume_point:
-                self.resume_point.check_unchanged()
-        prepare_signals(self.trainer)
+        if self.resume_point:
+            self.resume_point.check_unchanged()
+        self.locks.enter_context(early_signals(self.trainer))
 
     @cached_property
     def best_checkpoint(self) -> Checkpoint | None:
@@ -228,9 +227,10 @@ class CLI(OneCommandCLI):
         """Use the network, the vocabulary and the corpus of the checkpoint."""
         assert self.checkpoint
         vocabulary = self.checkpoint.tokenizer.vocabulary
-        self.datamodule.restore_corpus(self.checkpoint.corpus, vocabulary)
-        self.model.check_compatible(self.checkpoint.settings | {"vocabulary": None})
+        folder = started_in(run_of(self.checkpoint.path))
+        self.datamodule.restore_corpus(self.checkpoint.corpus, vocabulary, folder)
         self.model.use_network(self.checkpoint.model, vocabulary)
+        check_compatible(self.checkpoint.settings, self.model.hparams)
         # Lightning would load it again, and ask for the callbacks of the training
         self.config_init[self.command].ckpt_path = None
 

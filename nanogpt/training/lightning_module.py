@@ -1,7 +1,6 @@
 """The LightningModule: training step, evaluation and optimizer of a language model."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -18,9 +17,9 @@ from nanogpt.models.registry import (
     build_model,
     count_parameters,
     plain_settings,
-    structural_settings,
 )
 from nanogpt.text.tokenizer import Tokenizer
+from nanogpt.training.compatibility import check_compatible
 from nanogpt.training.losses import Loss, next_character_loss
 from nanogpt.training.optimizer import OptimizerName, build_optimizer, is_fused
 from nanogpt.training.schedule import Schedule, build_scheduler, is_scheduled
@@ -159,28 +158,7 @@ class LanguageModel(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that a checkpoint matches this model, before its weights are loaded."""
-        self.check_compatible(checkpoint["hyper_parameters"])
-
-    def check_compatible(self, saved: Mapping[str, Any]) -> None:
-        """Check that the hyperparameters of a checkpoint match this model.
-
-        Raises:
-            UserError: if architecture, structure, vocabulary or optimizer differ.
-        """
-        structure = structural_settings(self.hparams["architecture"])
-        for name in ("architecture", *structure, "vocabulary"):
-            theirs, ours = saved.get(name), self.hparams[name]
-            if theirs != ours:
-                raise UserError(
-                    f"the checkpoint has {name} {theirs!r}, not {ours!r}: use the settings and "
-                    "the text of its own run"
-                )
-        optimizer = saved.get("optimizer", "adamw")
-        if optimizer != self.hparams["optimizer"]:
-            raise UserError(
-                f"the checkpoint has the state of {optimizer}, not of "
-                f"{self.hparams['optimizer']}: use --model.optimizer {optimizer}"
-            )
+        check_compatible(checkpoint["hyper_parameters"], self.hparams)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (B, T) to next-character logits (B, T, V)."""
@@ -189,12 +167,18 @@ class LanguageModel(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss, in nats per character, over a batch of (B, T) ids and targets."""
         loss = self.training_loss(self.net, *batch)
-        self.log("loss/batch", loss.detach(), prog_bar=True, sync_dist=True)
-        rate = self.trainer.optimizers[0].param_groups[-1]["lr"]
+        trainer, step = self.trainer, self.global_step + 1
+        logged = loss.detach()
+        if trainer.world_size > 1 and is_logged(trainer, step):
+            logged = trainer.strategy.reduce(logged.clone(), reduce_op="mean")
+        # a metric of a bar is read in every step, which waits for a GPU
+        bar = trainer.progress_bar_callback
+        self.log("loss/batch", logged, prog_bar=getattr(bar, "shows_metrics", bar is not None))
+        rate = trainer.optimizers[0].param_groups[-1]["lr"]
         # on the CPU: a number would be copied to a GPU in every step
         self.log("learning_rate", torch.tensor(rate, dtype=torch.float32))
         # loggers use it as the number of completed steps; by default that is one less
-        self.log("step", torch.tensor(self.global_step + 1, dtype=torch.float32))
+        self.log("step", torch.tensor(step, dtype=torch.float32))
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -219,9 +203,8 @@ class LanguageModel(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log loss, perplexity and bits per character of the val and train splits."""
         metrics: dict[str, float] = {}
-        for name, metric in self.losses.items():
-            if not metric.update_called and self.trainer.world_size == 1:
-                continue  # there is no such loader
+        loaders = self.trainer.num_val_batches or self.trainer.num_sanity_val_batches
+        for name, metric in list(self.losses.items())[: len(loaders)]:
             loss = metric.compute().item()
             metrics[f"loss/{name}"] = loss
             metrics[f"perplexity/{name}"] = math.exp(min(loss, 88.0))  # finite in float32
@@ -244,3 +227,8 @@ class LanguageModel(L.LightningModule):
             last = self.trainer.estimated_stepping_batches
         scheduler = build_scheduler(optimizer, self.hparams, last)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+def is_logged(trainer: L.Trainer, step: int) -> bool:
+    """Return whether the metrics of an optimizer step are logged."""
+    return step % trainer.log_every_n_steps == 0 or step == trainer.max_steps  # type: ignore[attr-defined]

@@ -1,11 +1,15 @@
 """Places loggers in the folder of a run, and continues their curves when it resumes."""
 
 import csv
+import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
@@ -13,9 +17,11 @@ from torch import Tensor
 from nanogpt.errors import UserError
 from nanogpt.runs import LOGS, Run
 from nanogpt.training.resume import ResumePoint
+from nanogpt.training.run_lock import FolderLockedError
 
 Row = tuple[int, dict[str, Tensor | float]]  # the step of logged metrics, and the metrics
 
+CURVES = ("metrics.csv", "events.out.tfevents.*", "hparams.yaml")
 FILE_LOGGERS = (TensorBoardLogger, CSVLogger)  # they write to save_dir/name/version
 
 
@@ -28,38 +34,71 @@ def default_logger(folder: Path, purge_step: int | None) -> TensorBoardLogger:
 
 
 def place_run(
-    trainer: Namespace, point: ResumePoint | None, new_folder: Callable[[str], Path]
+    trainer: Namespace,
+    point: ResumePoint | None,
+    new_folder: Callable[[str], Path],
+    lock: Callable[[Path], None],
 ) -> Path | None:
-    """Choose the folder of a run, and build the default logger.
+    """Choose and lock the folder of a run, and build the default logger.
 
     Args:
         trainer: settings of the trainer, with instances of loggers.
         point: where the run resumes; None for a new run.
         new_folder: returns the folder of a new run, given ``default_root_dir``.
+        lock: locks a folder, or raises ``FolderLockedError``.
 
     Returns:
         The folder; None for ``fast_dev_run``, which leaves no files.
 
     Raises:
-        UserError: if the folder has another run.
+        UserError: if the folder has another run, or a logger would delete its curves.
     """
     if trainer.fast_dev_run:
         return None
     by_default = trainer.logger in (None, True)
     resumed = point.folder if point else None
-    folder = (
-        resumed
-        or folder_of(as_list(trainer.logger))
-        or new_folder(str(trainer.default_root_dir or "."))
-    )
-    if not resumed and Run(folder).config.exists():
+    folder = resumed or folder_of(as_list(trainer.logger))
+    if folder:
+        lock(folder)
+    else:
+        folder = lock_new_folder(partial(new_folder, str(trainer.default_root_dir or ".")), lock)
+    if not resumed:
+        check_unused(folder, as_list(trainer.logger))
+    if by_default:
+        trainer.logger = default_logger(folder, point.purge_step if point else None)
+    return folder
+
+
+def lock_new_folder(new_folder: Callable[[], Path], lock: Callable[[Path], None]) -> Path:
+    """Lock and return a new folder, another one if a command that starts now has locked it."""
+    folder = new_folder()
+    while True:
+        try:
+            lock(folder)
+            return folder
+        except FolderLockedError:
+            taken, folder = folder, new_folder()
+            if folder == taken:
+                raise
+
+
+def check_unused(folder: Path, loggers: Iterable[Any]) -> None:
+    """Raise a ``UserError`` if a new run would overwrite another one."""
+    if Run(folder).config.exists():
         raise UserError(
             f"{folder} has a run: resume it with --ckpt_path {folder}, or choose another version "
             "of the logger"
         )
-    if by_default:
-        trainer.logger = default_logger(folder, point.purge_step if point else None)
-    return folder
+    used = set()
+    for logger in loggers:
+        if isinstance(logger, FILE_LOGGERS):
+            files = [file for name in CURVES for file in Path(logger.log_dir).glob(name)]
+            if files or (type(logger), logger.log_dir) in used:
+                raise UserError(
+                    f"{logger.log_dir} has the curves of another run or logger: choose another "
+                    f"name or version of {type(logger).__name__}"
+                )
+            used.add((type(logger), logger.log_dir))
 
 
 def place_loggers(trainer: Namespace, point: ResumePoint | None) -> None:
@@ -78,19 +117,37 @@ def place_loggers(trainer: Namespace, point: ResumePoint | None) -> None:
         entry.init_args.save_dir = entry.init_args.save_dir or trainer.default_root_dir or "."
     unplaced = [entry for entry in files if entry.init_args.get("version") is None]
     if point and folder:
+        earlier = loggers_of_run(Run(folder))
         for i, entry in enumerate(files):
             if i == 0:
                 place = {"save_dir": str(folder.parent.parent), "name": folder.parent.name}
                 entry.init_args.update(Namespace(place))
-            if i == 0 or entry in unplaced:
+            if i == 0 or (entry in unplaced and key_of(entry) in earlier):
                 entry.init_args.version = folder.name
             if issubclass(locate(entry.class_path), TensorBoardLogger):  # type: ignore[arg-type]
                 given = entry.get("dict_kwargs") or {}
                 entry.dict_kwargs = {**given, "purge_step": point.purge_step}
     elif len(files) > 1:
-        roots = {Path(entry.init_args.save_dir, entry.init_args.name) for entry in unplaced}
+        roots = {Path(entry.init_args.save_dir, entry.init_args.name or "") for entry in unplaced}
+        given = files[0].init_args.version
         for entry in unplaced:
-            entry.init_args.version = max(next_version(root) for root in roots)
+            numbers = [next_version(root) for root in roots]
+            entry.init_args.version = max(numbers) if given is None else given
+
+
+def loggers_of_run(run: Run) -> set[tuple[str, ...]]:
+    """Return the keys of the loggers in the config of a run."""
+    settings = yaml.safe_load(run.config.read_text(encoding="utf-8"))["trainer"].get("logger")
+    return {key_of(entry) for entry in as_list(settings) if isinstance(entry, dict)}
+
+
+def key_of(entry: Any) -> tuple[str, ...]:
+    """Return the class and the place of a logger's settings, without its version."""
+    arguments = entry.get("init_args") or {}
+    return tuple(
+        str(value)
+        for value in (entry["class_path"], arguments.get("save_dir") or ".", arguments.get("name"))
+    )
 
 
 def is_file_logger(entry: Any) -> bool:
@@ -133,6 +190,12 @@ def earlier_rows(loggers: Any, point: ResumePoint | None) -> dict[str, list[Row]
     if point is None or point.folder is None:
         return {}
     files = [logger for logger in as_list(loggers) if isinstance(logger, CSVLogger)]
+    for file in files:
+        metrics, kept = Path(file.log_dir, "metrics.csv"), kept_file(file)
+        with suppress(FileNotFoundError):
+            if kept.exists():  # an earlier attempt to resume has failed
+                shutil.copyfile(kept, metrics)
+            shutil.copyfile(metrics, kept)
     return {file.log_dir: logged_rows(Path(file.log_dir), point.step) for file in files}
 
 
@@ -146,17 +209,30 @@ def logged_rows(folder: Path, last_step: int) -> list[Row]:
     path = folder / "metrics.csv"
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [(int(row.pop("step")), row) for row in csv.DictReader(file)]
-    return [
-        (step, {name: float(value) for name, value in row.items() if value})
-        for step, row in rows
-        if step <= last_step
-    ]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()  # cut off when the process was killed
+    rows: list[Row] = []
+    for row in csv.DictReader(lines):
+        with suppress(ValueError, TypeError):  # a damaged line
+            step = int(row.pop("step"))
+            metrics: dict[str, Tensor | float]
+            metrics = {name: float(value) for name, value in row.items() if value}
+            rows += [(step, metrics)] if step <= last_step else []
+    return rows
 
 
 def continue_csv(logger: CSVLogger, rows: Iterable[Row]) -> None:
-    """Log the metrics of an earlier part of a run again: CSVLogger has removed its file."""
+    """Log the metrics of an earlier part of a run again: CSVLogger has removed its file.
+
+    Until that is done, they are in a file beside it.
+    """
     for step, metrics in rows:
-        logger.log_metrics(metrics, step)
+        logger.experiment.log_metrics(metrics, step)  # the logger would add its prefix again
     logger.save()
+    kept_file(logger).unlink(missing_ok=True)
+
+
+def kept_file(logger: CSVLogger) -> Path:
+    """Return the path of the copy of a ``metrics.csv`` that ``CSVLogger`` is about to remove."""
+    return Path(logger.log_dir, "metrics.before_resume.csv")

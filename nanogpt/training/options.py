@@ -126,7 +126,7 @@ def default_settings(parser: LightningArgumentParser, settings: Namespace) -> Na
 
 def check_sections(settings: Namespace) -> None:
     """Raise a ``UserError`` if model, data or trainer is no section or the seed out of range."""
-    for name in ("model", "data", "trainer"):
+    for name in ("model", "data", "trainer", "callbacks"):
         if not isinstance(settings[name], Namespace):
             raise UserError(
                 f"{name} cannot be {settings[name]!r}; it must be a section of settings"

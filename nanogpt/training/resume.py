@@ -30,7 +30,6 @@ class ResumePoint:
     path: Path
     run: Run | None  # whose folder contains the checkpoint
     step: int  # number of completed optimizer steps
-    evaluation_due: bool  # whether the step has yet to be evaluated
     hparams: dict[str, Any]  # of the LightningModule
     corpus: dict[str, str | None]  # state of the data module
     modified_ns: int  # modification time of the file when it was read
@@ -71,7 +70,7 @@ def find_resume_point(checkpoint: Checkpoint, modified_ns: int, trainer: Namespa
         more = "--trainer.max_steps MORE"
         more = f"`{resume_command(run)} {more}`" if run else more
         raise UserError(f"{path} is at step {step} of {last} already: resume with {more}")
-    return ResumePoint(path, run, step, due, checkpoint.settings, checkpoint.corpus, modified_ns)
+    return ResumePoint(path, run, step, checkpoint.settings, checkpoint.corpus, modified_ns)
 
 
 def evaluation_due(content: Mapping[str, Any], interval: int, max_steps: int) -> bool:

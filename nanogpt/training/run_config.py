@@ -64,16 +64,27 @@ def notice_differences(saved: str, current: str, defaults: str) -> None:
     A setting that the run's config lacks, as of an older version, had its default.
     """
     was, now, default = (flatten(yaml.safe_load(text)) for text in (saved, current, defaults))
-    was = default | was
+    for name, value in default.items():
+        if not any(name.startswith(f"{known}.") for known in was):  # of another class, or of none
+            was.setdefault(name, value)
     for name, value in now.items():
         if name in was and name not in NOT_COMPARED and value != was[name]:
             notice(f"{name} changed from {was[name]!r} to {value!r}")
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by their full names, such as ``model.n_layer``."""
+    """Return nested settings by their full names, such as ``model.n_layer``.
+
+    A class is represented by its name, and its arguments by names such as ``samples.length``.
+    """
+    if isinstance(settings, list):
+        return {prefix: [flatten(entry).get("", entry) for entry in settings]}
     if not isinstance(settings, dict) or not settings:
         return {prefix: settings}
+    if "class_path" in settings:
+        arguments = flatten(settings.get("init_args") or {}, prefix)
+        name = str(settings["class_path"]).rpartition(".")[2]
+        return {**arguments, prefix: name}
     names = {name: f"{prefix}.{name}" if prefix else str(name) for name in settings}
     return {k: v for name in settings for k, v in flatten(settings[name], names[name]).items()}
 

@@ -14,9 +14,13 @@ from nanogpt.notices import notice
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # some file systems have no locks
 
 
+class FolderLockedError(UserError):
+    """Another command trains in the folder."""
+
+
 @contextmanager
 def lock_folder(folder: Path, is_used: Callable[[], bool]) -> Iterator[None]:
-    """Lock a run folder; raise a ``UserError`` if another command has locked it.
+    """Lock a run folder; raise ``FolderLockedError`` if another command has locked it.
 
     If the folder is new and an exception ends the run before it is used, the folder is removed.
 
@@ -30,7 +34,7 @@ def lock_folder(folder: Path, is_used: Callable[[], bool]) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise UserError(
+        raise FolderLockedError(
             f"another command is training in {folder}: wait for it, or stop it"
         ) from error
     except OSError as error:

@@ -3,7 +3,12 @@
 import logging
 import re
 import signal
-from typing import Any
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 import lightning as L
 
@@ -12,6 +17,15 @@ from nanogpt.processes import process_rank
 from nanogpt.training.callbacks import GracefulStop
 from nanogpt.training.lightning_internals import spawning_launcher
 from nanogpt.training.log_filter import filter_logs
+from nanogpt.training.run_lock import lock_folder
+
+
+class RunsWithLocks(Protocol):
+    """A ``LightningCLI`` that holds locks until it ends."""
+
+    trainer: L.Trainer  # once it is built
+    locks: ExitStack
+
 
 STOPPED = re.compile(r"stopped by (Ctrl-C|SIGTERM) .*")
 
@@ -41,15 +55,26 @@ def from_spawned(traceback: str) -> UserError | Interrupted | None:
     return None
 
 
-def has_trained(trainer: L.Trainer) -> bool:
+def has_trained(command: RunsWithLocks) -> bool:
     """Return whether a run has made a step, or may have in spawned processes."""
-    return trainer.global_step > 0 or spawning_launcher(trainer) is not None
+    trainer: L.Trainer | None = getattr(command, "trainer", None)
+    return bool(trainer and (trainer.global_step or spawning_launcher(trainer)))
 
 
-def prepare_signals(trainer: L.Trainer) -> None:
+def lock_run(command: RunsWithLocks, folder: Path) -> None:
+    """Lock the folder of a run until the command ends, unless another process of the run does."""
+    if not process_rank():
+        command.locks.enter_context(lock_folder(folder, partial(has_trained, command)))
+
+
+@contextmanager
+def early_signals(trainer: L.Trainer) -> Iterator[None]:
     """Handle signals before the processes of a run have found each other."""
-    if trainer.world_size == 1 or process_rank():
+    in_main = threading.current_thread() is threading.main_thread()
+    if trainer.world_size == 1 or process_rank() or not in_main:
+        yield
         return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     launcher = spawning_launcher(trainer)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it ends processes
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -58,3 +83,8 @@ def prepare_signals(trainer: L.Trainer) -> None:
                 callback.forward_signals(launcher.kill)
             else:
                 callback.install_handlers()
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 
 from nanogpt.notices import notice
@@ -67,4 +68,9 @@ def add_fit_parts(
         shown = trainer.enable_progress_bar is not False and sys.stderr.isatty()
         trainer.enable_progress_bar = shown
         trainer.callbacks += [StepBar(title)] if shown else []
-    trainer.plugins = [*as_list(trainer.plugins), AtomicCheckpointIO()]
+    plugins = as_list(trainer.plugins)
+    if any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        notice("checkpoints are written by the given plugin: a full disk may leave damaged ones")
+    else:
+        plugins = [*plugins, AtomicCheckpointIO()]
+    trainer.plugins = plugins

@@ -1,5 +1,6 @@
 """``ladder`` trains the stages in order and writes a table and a chart."""
 
+import os
 import re
 import statistics
 from pathlib import Path
@@ -61,6 +62,17 @@ def test_report_chart_and_cards_are_written(climb: Run) -> None:
     assert "--stages" in page
     with Image.open(FOLDER / "ladder.png") as picture:
         assert picture.width > 1000
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX file names")
+def test_control_characters_are_escaped_in_the_report(climb: Run, text: str) -> None:
+    name = "\x1b[2J\x9b31m\udce9"
+    Path(text).rename(name)
+    done = climb("--stages=1", f"--data.corpus={name}", "--card=false")
+    assert done.code == 0, done.err
+    page = (FOLDER / "ladder.md").read_text(encoding="utf-8")
+    assert "Corpus: \\x1b[2J\\x9b31m\\udce9, SHA-256" in page
+    assert not {"\x1b", "\x9b"} & {*page, *done.out, *done.err}
 
 
 def test_changes_are_relative_to_the_previous_stage_and_increases_are_explained(

@@ -243,6 +243,41 @@ def test_text_that_utf_8_cannot_encode_is_escaped(
     assert outcome.out == Path("new.txt").read_text(encoding="utf-8") == "a\\ud800b\n"
 
 
+CONTROLS = "\x1b[2J\x9b31m\x07"
+ESCAPED = "\\x1b[2J\\x9b31m\\x07"
+
+
+@pytest.mark.parametrize("options", [[], ["--num_samples=2"], ["--interactive"]], ids=str)
+def test_control_characters_are_escaped_on_a_terminal_only(
+    sample: Run, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.setattr(predict, "generate", lambda *_, **__: iter([CONTROLS]))
+    monkeypatch.setattr(predict, "generate_many", lambda *_, **__: iter([CONTROLS] * 2))
+    set_stdin(monkeypatch, "a\n")
+    assert CONTROLS in sample(*options).out
+    set_stdin(monkeypatch, "a\n")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    if not options:
+        options = ["--output=new.txt"]
+    outcome = sample(*options)
+    assert ESCAPED in outcome.out
+    assert not {"\x1b", "\x9b", "\x07"} & {*outcome.out}
+    if options == ["--output=new.txt"]:
+        assert Path("new.txt").read_text(encoding="utf-8") == CONTROLS + "\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX file names")
+@pytest.mark.parametrize("options", [["--max_new_tokens=1"], ["--prompt=é@"]], ids=str)
+def test_control_characters_of_a_path_are_escaped(sample: Run, options: list[str]) -> None:
+    path = Path(f"{CONTROLS}.ckpt")
+    BEST.rename(path)
+    err = sample(f"--ckpt_path={path}", *options).err
+    path.write_bytes(b"damaged")
+    err += sample(f"--ckpt_path={path}").err + sample(f"--ckpt_path={path}x").err
+    assert "x1b[2J" in err
+    assert not {"\x1b", "\x9b", "\x07"} & {*err}
+
+
 @pytest.mark.parametrize("options", [["--prompt=aé🎭"], ["--num_samples=3"]], ids=str)
 def test_output_file_equals_stdout(sample: Run, options: list[str]) -> None:
     outcome = sample(*options, "--max_new_tokens=30", "--output=new.txt")
@@ -438,10 +473,10 @@ MISTAKES = [
     (["surplus"], "surplus"),
     (["--prompt=a", "--prompt_file=prompt.txt"], "from --prompt or from --prompt_file"),
     (["--prompt_file=missing.txt"], "'missing.txt' does not exist"),
-    (["--prompt_file="], "is not a file"),
+    (["--prompt_file="], "is not a regular file"),
     (["--prompt_file=empty.txt"], "is empty"),
     (["--prompt_file=binary.bin"], "byte 1 is 0xff"),
-    (["--prompt_file=."], "is not a file"),
+    (["--prompt_file=."], "is not a regular file"),
     (["--prompt_file=unknown.txt"], "'z' at position 1"),
     (["--prompt_file=prompt.txt", "--encoding=utf-9"], "utf-9"),
     (["--prompt_file=-"], "byte 2 is 0xff"),
@@ -450,7 +485,7 @@ MISTAKES = [
     ([f"--output={'n' * 300}"], "cannot be created: File name too long"),
     (["--output=loop"], "cannot be created: File exists"),
     (["--output=loop/new.txt"], "cannot be created: "),
-    (["--prompt_file=loop"], "'loop' does not exist"),
+    (["--prompt_file=loop"], "'loop' cannot be read: Too many levels of symbolic links"),
     ([f"--prompt_file={'n' * 300}"], "File name too long"),
     ([f"--ckpt_path={'n' * 300}"], "no checkpoint at"),
     (["--prompt=caf\udce9"], r"the character '\udce9' at position 3"),

@@ -121,6 +121,20 @@ def test_long_text_is_scored_completely_and_shown_in_part(
     assert "shows" not in run("score", "--text", "my.txt").err
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX file names")
+@pytest.mark.usefixtures("trained")
+def test_control_characters_of_names_and_text_are_escaped(run: Run) -> None:
+    folder, name = Path("\x1b[2J\x9b31m"), "\x07.txt"
+    Path("lightning_logs/version_0").rename(folder)
+    Path(name).write_text("\x1b[31m" + TEXT, encoding="utf-8")
+    page = "\x1b.html"
+    options = (f"--ckpt_path={folder}", f"--html={page}", "--on_unknown=skip")
+    outcome = run("score", f"--text={name}", *options)
+    assert outcome.code == 0, outcome.err
+    shown = outcome.out + outcome.err + Path(page).read_text(encoding="utf-8")
+    assert not {"\x1b", "\x9b", "\x07"} & {*shown}
+
+
 @pytest.mark.usefixtures("trained")
 def test_stdin_is_read_like_a_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run("score", "--text", "my.txt").out.splitlines()[1:]
@@ -162,8 +176,8 @@ MISTAKES = [
     (["--txt=my.txt"], "did you mean --text?"),
     (["my.txt"], "unexpected argument 'my.txt'"),
     (["--text=missing.txt"], "'missing.txt' does not exist"),
-    (["--text=."], "'.' is not a file"),
-    (["--text=loop"], "'loop' does not exist"),
+    (["--text=."], "'.' is not a regular file"),
+    (["--text=loop"], "'loop' cannot be read: Too many levels of symbolic links"),
     ([f"--text={'n' * 300}"], "cannot be read: File name too long"),
     (["--text=caf\udce9.txt"], r"'caf\udce9.txt' does not exist"),
     (["--text=empty.txt"], "empty"),

@@ -90,6 +90,19 @@ def test_setting_cannot_close_its_block() -> None:
     assert blocks["Settings"] == 'data.corpus: "a\\n```\\nb"'
 
 
+def test_control_characters_are_escaped() -> None:
+    hostile = "\x1b[31m\x07\x9b"
+    page = card(
+        title=hostile,
+        facts={"corpus": hostile},
+        sample=f"a\tb{hostile}\x7f",
+        overlaps={hostile: Overlap(hostile, None)},
+        settings={"data.corpus": hostile},
+    )
+    assert page.count("31m") == 6
+    assert {c for c in page if ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0} == {"\n", "\t"}
+
+
 def test_placeholders_and_unicode_are_kept() -> None:
     sample = "é {settings} 🎭 $facts ${0} $$ \u2028 日本"
     page = card(sample=sample, overlaps={"samples": Overlap("🎭é", 0.5)})

@@ -1,13 +1,17 @@
 """Corpora from a file, from this machine, from the network, or the built-in replacement."""
 
+import gzip
 import hashlib
 import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import pytest
 
@@ -20,6 +24,7 @@ from nanogpt.text.corpora import (
     find_tiny_shakespeare,
     load_corpus,
 )
+from nanogpt.text.files import MAX_BYTES
 from nanogpt.text.tokenizer import Tokenizer
 from tests.command_lines import SHARED_TEXT
 
@@ -41,6 +46,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(corpora, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(corpora, "SHA256", hashlib.sha256(FAKE).hexdigest())
+    monkeypatch.setattr(corpora, "SIZE", len(FAKE))
     monkeypatch.setattr(corpora, "URL", "http://127.0.0.1:9/unreachable.txt")
     monkeypatch.setattr(corpora, "RETRY_AFTER_SECONDS", (0.0, 0.0))
     return tmp_path
@@ -84,34 +90,32 @@ def test_path_of_a_file_is_absolute(tmp_path: Path) -> None:
     assert load_corpus(PASTICHE).path is None
 
 
-def test_missing_relative_path_is_replaced_by_that_of_training(
+def test_relative_path_is_searched_in_the_folder_of_the_run_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained = tmp_path / "text"
-    trained.write_text("there", "utf-8")
-    corpus = load_corpus("text", trained_path=str(trained))
-    assert (corpus.name, corpus.text, corpus.path) == ("text", "there", str(trained))
-    notice = f"notice: no 'text' in the current folder: reading {str(trained)!r} instead\n"
+    other = tmp_path / "text"
+    other.write_text("there", "utf-8")
+    corpus = load_corpus("text", fallback_folder=tmp_path)
+    assert (corpus.name, corpus.text, corpus.path) == ("text", "there", str(other))
+    notice = f"notice: no 'text' in the current folder: reading {str(other)!r} instead\n"
     assert capsys.readouterr().err == notice
     Path("text").write_text("here", "utf-8")  # takes precedence
-    corpus = load_corpus("text", trained_path=str(trained))
+    corpus = load_corpus("text", fallback_folder=tmp_path)
     assert (corpus.text, corpus.path) == ("here", str(Path("text").absolute()))
-    assert load_corpus("text", trained_path=str(Path("text").absolute())).text == "here"
     assert capsys.readouterr().err == ""
 
 
 def test_error_names_both_folders(tmp_path: Path) -> None:
-    for trained in (str(tmp_path / "text"), "n" * 300, "a\0b", str(tmp_path)):
-        with pytest.raises(UserError) as error:
-            load_corpus("text", trained_path=trained)
-        where = f"'text' does not exist in {str(Path.cwd())!r}, nor at {trained!r}, where it was"
-        assert where in str(error.value)
-    for trained in (None, str(Path("text").absolute())):
+    with pytest.raises(UserError) as error:
+        load_corpus("text", fallback_folder=tmp_path)
+    where = f"'text' does not exist in {str(Path.cwd())!r}, nor in {str(tmp_path)!r}, the folder of"
+    assert where in str(error.value)
+    for folder in (None, Path.cwd(), Path()):
         with pytest.raises(UserError, match=r"'text' does not exist in '[^']*'; --data.corpus"):
-            load_corpus("text", trained_path=trained)
+            load_corpus("text", fallback_folder=folder)
     absolute = str(tmp_path / "text")
     with pytest.raises(UserError, match=r"text' does not exist; --data.corpus"):
-        load_corpus(absolute, trained_path=str(tmp_path / "other"))
+        load_corpus(absolute, fallback_folder=tmp_path)
 
 
 @posix
@@ -194,27 +198,61 @@ def test_empty_file(tmp_path: Path, content: bytes) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    assert "is not a file" in error_of(tmp_path)
-    assert "is not a file" in error_of("")
+    assert "is not a regular file" in error_of(tmp_path)
+    assert "is not a regular file" in error_of("")
 
 
 @posix
-@pytest.mark.parametrize("name", ["fifo", "/dev/zero", "link to /dev/zero", "/dev/tty"])
-def test_fifo_or_device_is_not_opened(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("opened"))
+@pytest.mark.parametrize("name", ["fifo", "socket", "/dev/zero", "link to /dev/zero", "/dev/tty"])
+def test_special_file_is_not_opened(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo("fifo")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
     Path("link to ").mkdir()
     Path("link to /dev").symlink_to("/dev")
     if not Path(name).exists():
         pytest.skip(f"no {name} on this machine")
-    assert "is not a file" in error_of(name)
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("opened"))
+    assert "is not a regular file" in error_of(name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems of the Linux kernel")
+@pytest.mark.parametrize("name", ["/proc/self/environ", "/proc/version", "/sys/kernel/mm", "link"])
+def test_file_of_the_kernel_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("link").symlink_to("/proc/self/environ")
+    if name.startswith("/sys"):
+        found = [path for path in Path(name).rglob("*") if os.access(path, os.R_OK)]
+        name = next((str(path) for path in found if path.is_file()), "")
+    if not name or not os.access(name, os.R_OK):
+        pytest.skip("no such file on this machine")
+    assert "is not a regular file" in error_of(name)
+
+
+@posix
+def test_file_replaced_by_a_fifo_before_it_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("text").write_text("text", "utf-8")
+    os_open = os.open
+
+    def replace_and_open(path: Path, flags: int) -> int:
+        Path(path).unlink()
+        os.mkfifo(path)
+        return os_open(path, flags)
+
+    monkeypatch.setattr(os, "open", replace_and_open)
+    assert "is not a regular file" in error_of("text")
+
+
+def test_too_large_file_is_refused_before_it_is_read() -> None:
+    with Path("text").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # sparse: it takes no space
+    assert "'text' cannot be read: it has 2,147 MB, more than 2,147 MB" in error_of("text")
 
 
 @posix
 def test_broken_links() -> None:
     Path("loop").symlink_to("loop")
     Path("dangling").symlink_to("missing")
-    assert "does not exist" in error_of("loop")
+    assert "cannot be read: Too many levels of symbolic links" in error_of("loop")
     assert "does not exist" in error_of("dangling")
 
 
@@ -267,6 +305,14 @@ def test_copy_with_another_checksum_is_an_error(content: bytes) -> None:
     assert f"{path} is not tiny Shakespeare" in message
     assert hashlib.sha256(content).hexdigest()[:12] in message
     assert f"--data.corpus {path}" in message
+
+
+@posix
+def test_fifo_with_the_name_of_the_file_is_skipped(machine: Path) -> None:
+    Path("data").mkdir()
+    os.mkfifo(Path("data") / FILE)
+    assert find_tiny_shakespeare() is None
+    assert write_copy(machine / "cache") == find_tiny_shakespeare()
 
 
 def test_folder_with_the_name_of_the_file_is_skipped(machine: Path) -> None:
@@ -411,20 +457,19 @@ def test_failed_download_is_retried(
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ((200, FAKE + b"!"), "another checksum"),
-        ((200, b""), "another checksum"),
-        ((404, FAKE), "404"),
-        ((0, b""), "closed connection"),
+        ((200, FAKE[:-1] + b"!"), "the downloaded file has another checksum"),
+        ((200, FAKE + b"!"), f"the answer is longer than {len(FAKE)} bytes"),
+        ((200, b""), "the downloaded file has another checksum"),
+        ((404, FAKE), "the server answered 404"),
+        ((204, b""), "the server answered 204"),
+        ((0, b""), "no valid answer: RemoteDisconnected"),
     ],
 )
 def test_wrong_answer_leaves_no_file(
     serve: Serve, machine: Path, answer: tuple[int, bytes], reason: str
 ) -> None:
     asked = serve(answer)
-    failure = corpora.download(machine / "cache" / FILE)
-    assert failure is not None
-    assert reason in failure
-    assert "\n" not in failure
+    assert corpora.download(machine / "cache" / FILE) == reason
     assert files(machine) == ["work"]
     assert len(asked) == 3
 
@@ -490,6 +535,158 @@ def test_cache_folder_is_not_writable(serve: Serve, machine: Path) -> None:
     assert files(machine / "cache") == []
 
 
+# a hostile server
+
+Answer = Callable[[socket.socket], None]
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+HOSTILE = "\x1b[31mPWNED"
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], list[bytes]]]:
+    """Start a local server that answers every request with a function of the connection."""
+    with ExitStack() as stack:
+
+        def start(answer: Answer) -> list[bytes]:
+            requests: list[bytes] = []
+
+            class Handler(BaseRequestHandler):
+                def handle(self) -> None:
+                    requests.append(self.request.recv(2**16))
+                    with suppress(OSError):  # the client has closed the connection
+                        answer(self.request)
+
+            server = stack.enter_context(ThreadingTCPServer(("127.0.0.1", 0), Handler))
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            stack.callback(server.shutdown)
+            monkeypatch.setattr(corpora, "URL", f"http://127.0.0.1:{server.server_address[1]}/")
+            monkeypatch.setattr(corpora, "RETRY_AFTER_SECONDS", ())
+            return requests
+
+        yield start
+
+
+Connect = Callable[[Answer], list[bytes]]
+
+
+def endlessly(head: bytes, piece: bytes, sent: list[int], pause: float = 0) -> Answer:
+    """Return a function that sends a head, and then a piece until the connection is closed."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(head)
+        while True:
+            connection.sendall(piece)
+            sent.append(len(piece))
+            time.sleep(pause)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (OK + b"\r\n", b"a" * 4096),
+        (OK + b"Content-Length: 99999999999\r\n\r\n", b"a" * 4096),
+        (CHUNKED, b"1000\r\n" + b"a" * 4096 + b"\r\n"),
+    ],
+    ids=["until closed", "announced", "chunked"],
+)
+def test_endless_answer_is_cut_off(
+    connect: Connect, machine: Path, head: bytes, piece: bytes
+) -> None:
+    sent: list[int] = []
+    connect(endlessly(head, piece, sent))
+    failure = corpora.download(machine / "cache" / FILE)
+    assert failure == f"the answer is longer than {len(FAKE)} bytes"
+    assert sum(sent) < 50_000_000  # what the buffers of the system hold
+    assert files(machine) == ["work"]
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (OK + b"\r\n", b"a"),
+        (OK + f"Content-Length: {len(FAKE)}\r\n\r\n".encode(), b"a"),
+        (CHUNKED, b"1\r\na\r\n"),
+    ],
+    ids=["until closed", "announced", "chunked"],
+)
+def test_slow_answer_ends_at_the_deadline(
+    connect: Connect, machine: Path, monkeypatch: pytest.MonkeyPatch, head: bytes, piece: bytes
+) -> None:
+    monkeypatch.setattr(corpora, "DOWNLOAD_SECONDS", 0.2)
+    monkeypatch.setattr(corpora, "SIZE", 2**40)
+    connect(endlessly(head, piece, [], pause=0.02))
+    before = set(threading.enumerate())
+    assert corpora.download(machine / "cache" / FILE) == "no answer within 0.2 s"
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)  # the download, and with it the thread of the server
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("head", [b"", OK + b"X-Slow: "], ids=["status", "header"])
+def test_slow_head_does_not_delay_the_caller(
+    connect: Connect, machine: Path, monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    monkeypatch.setattr(corpora, "DOWNLOAD_SECONDS", 0.2)
+    connect(endlessly(head, b"a", [], pause=0.02))
+    assert corpora.download(machine / "cache" / FILE) == "no answer within 0.2 s"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "x" * 99])
+def test_compressed_answer_is_refused(connect: Connect, machine: Path, encoding: str) -> None:
+    head = OK + f"Content-Encoding: {encoding}\r\n\r\n".encode()
+    requests = connect(lambda connection: connection.sendall(head + gzip.compress(FAKE)))
+    assert corpora.download(machine / "cache" / FILE) == "the answer is compressed"
+    assert b"\r\nAccept-Encoding: identity\r\n" in requests[0]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("target", ["file", "another host"])
+def test_redirect_is_not_followed(
+    connect: Connect, serve: Serve, machine: Path, status: int, target: str
+) -> None:
+    asked = serve((200, FAKE))
+    secret = write_copy(machine / "secret")
+    url = secret.as_uri() if target == "file" else corpora.URL
+    head = f"HTTP/1.1 {status} {HOSTILE}\r\nLocation: {url}\r\n\r\n"
+    sent: list[int] = []
+    connect(endlessly(head.encode(), b"a" * 4096, sent))
+    assert corpora.download(machine / "cache" / FILE) == f"the server answered {status}"
+    assert asked == []
+    assert sum(sent) < 50_000_000
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"HTTP/1.1 404 {HOSTILE}\r\n\r\n",
+        f"{HOSTILE}\r\n\r\n",
+        f"HTTP/9 {HOSTILE} 200\r\n\r\n",
+        f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{HOSTILE}\r\n",
+        f"HTTP/1.1 200 OK\r\nContent-Length: {HOSTILE}\r\n\r\n",
+        f"HTTP/1.1 200 OK\r\nContent-Encoding: {HOSTILE}\r\n\r\n",
+        f"HTTP/1.1 301 Moved\r\nLocation: http://{HOSTILE}\r\n\r\n",
+        f"HTTP/1.1 200 OK\r\nX: {HOSTILE * 9999}\r\n\r\n",
+        "HTTP/1.1 200 OK\r\n" + f"{HOSTILE}: 1\r\n" * 999 + "\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n" + HOSTILE,
+    ],
+    ids=lambda answer: ascii(answer)[:50],
+)
+def test_failure_contains_no_text_of_the_server(
+    connect: Connect, machine: Path, answer: str
+) -> None:
+    connect(lambda connection: connection.sendall(answer.encode()))
+    failure = corpora.download(machine / "cache" / FILE)
+    assert failure is not None
+    assert "PWNED" not in failure
+    assert "\x1b" not in failure
+    assert len(failure) < 60
+    assert files(machine) == ["work"]
+
+
 # the real file
 
 
@@ -504,7 +701,7 @@ def real(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("real")
 def test_tiny_shakespeare() -> None:
     corpus = load_corpus(offline_corpus=None)
-    assert len(corpus.text) == 1_115_394
+    assert len(corpus.text) == SHARED_TEXT.stat().st_size == corpora.SIZE == 1_115_394
     assert corpus.sha256 == hashlib.sha256(SHARED_TEXT.read_bytes()).hexdigest() == corpora.SHA256
     tokenizer = Tokenizer.from_text(corpus.text)
     assert len(tokenizer.vocabulary) == 65

@@ -420,7 +420,7 @@ FLAGS: dict[str, list[Row]] = {
         Row((parts("plugins", "lightning.pytorch.plugins.environments.LightningEnvironment"),)),
         Row(
             (parts("plugins", "lightning.pytorch.plugins.io.TorchCheckpointIO"),),
-            refused="CheckpointIO",
+            err="notice: checkpoints are written by the given plugin.*\n",
         ),
         flag("plugins=[telepathy]", refused="telepathy|plugins"),
     ],

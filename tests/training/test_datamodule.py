@@ -171,7 +171,7 @@ def test_setting_out_of_range_is_refused(setting: dict[str, Any]) -> None:
 
 def test_state_identifies_the_corpus(data: Make) -> None:
     state = data().state_dict()
-    assert state.keys() == {"name", "sha256", "path", "stands_in_for"}
+    assert state.keys() == {"name", "sha256", "stands_in_for"}
     assert (state["name"], state["stands_in_for"]) == ("corpus.txt", None)
     assert len(str(state["sha256"])) == 64
 

@@ -151,6 +151,7 @@ def test_signals_save_the_step(
 ) -> None:
     """All processes stop after the same step, which is saved; one line says so."""
     options = ["--trainer.devices=2", f"--trainer.strategy={strategy}"]
+    options += ["--callbacks.last_checkpoint.minutes=0"]
     processes = start(started, *PYTHON, *FIT, *ENDLESS, *options)
     stream = processes.process.stdout
     assert stream
@@ -159,7 +160,8 @@ def test_signals_save_the_step(
         line = stream.readline()
         assert line, processes.wait()
         printed += line
-    time.sleep(0.3)  # some steps
+    while not Path("lightning_logs/version_0/checkpoints/last.ckpt").exists():  # some steps
+        time.sleep(0.1)
     processes.signal(number, group)
     outcome = processes.wait()
     assert outcome.code == 128 + number, outcome

@@ -1,5 +1,6 @@
 """A run that is interrupted anywhere and resumed equals an uninterrupted one, bit for bit."""
 
+import io
 import os
 import signal
 from pathlib import Path
@@ -259,7 +260,8 @@ def test_checkpoints_are_read_once(run: Run, text: str, monkeypatch: pytest.Monk
     load, reads = torch.load, list[str]()
 
     def count(*args: Any, **kwargs: Any) -> Any:
-        reads.append("read")
+        if not isinstance(args[0], io.BytesIO):  # not a file
+            reads.append("read")
         return load(*args, **kwargs)
 
     monkeypatch.setattr(torch, "load", count)

@@ -252,27 +252,17 @@ def test_fast_dev_run_takes_one_step_and_leaves_no_files(fit: Run, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("option", "evaluations", "checkpoints"),
+    ("option", "names"),
     [
-        ("enable_checkpointing=false", [0, 4, 6], []),
-        ("num_sanity_val_steps=0", [4, 6], ["best.ckpt", "last.ckpt"]),
-        ("limit_val_batches=1", [0, 4, 6], ["best.ckpt", "last.ckpt"]),
-        ("limit_val_batches=0", [], ["last.ckpt"]),
-        ("max_steps=0", [0], []),
-        ("val_check_interval=100", [0, 6], ["best.ckpt", "last.ckpt"]),
-        ("limit_train_batches=2", [0, 4, 6], ["best.ckpt", "last.ckpt"]),
-        ("max_steps=4", [0, 4], ["best.ckpt", "last.ckpt"]),
-        ("detect_anomaly=true", [0, 4, 6], ["best.ckpt", "last.ckpt"]),
-        ("gradient_clip_val=1.0", [0, 4, 6], ["best.ckpt", "last.ckpt"]),
+        ("enable_checkpointing=false", set[str]()),
+        ("max_steps=0", set[str]()),
+        ("limit_val_batches=0", {"last"}),
+        ("max_steps=4", {"best", "last"}),
     ],
 )
-def test_trainer_settings_work(
-    fit: Run, option: str, evaluations: list[int], checkpoints: list[str]
-) -> None:
-    outcome = fit(f"--trainer.{option}")
-    assert outcome.code == 0, outcome.err
-    assert list(printed_losses(outcome.out)) == evaluations
-    assert sorted(path.name for path in run_folder().glob("checkpoints/*")) == checkpoints
+def test_only_these_checkpoints_are_saved(fit: Run, option: str, names: set[str]) -> None:
+    assert fit(f"--trainer.{option}").code == 0
+    assert {path.stem for path in run_folder().glob("checkpoints/*")} == names
 
 
 def test_time_limit_ends_with_an_evaluation(fit: Run) -> None:

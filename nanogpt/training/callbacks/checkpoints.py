@@ -2,6 +2,7 @@
 
 import errno
 import io
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from nanogpt.atomic import write_atomically
 from nanogpt.errors import UserError
-from nanogpt.notices import program
+from nanogpt.notices import notice, program
 from nanogpt.runs import LOGS, Run, newest_run
 
 
@@ -37,6 +38,18 @@ class BestCheckpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+        self.is_own_folder = False  # whether this run has saved there
+
+    def on_load_checkpoint(self, *_: Any) -> None:
+        """Note that the files in the folder are of this run."""
+        self.is_own_folder = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check that no other run has saved in the folder."""
+        super().on_train_start(trainer, pl_module)
+        if not self.is_own_folder:
+            check_no_other_run(Path(self.dirpath or "", "best.ckpt"))
+        self.is_own_folder = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value so far."""
@@ -63,15 +76,24 @@ class LastCheckpoint(Checkpoint):
         self.dirpath, self.minutes = dirpath, minutes
         self.saved_step = self.step = 0  # step 0 is never saved
         self.saved_at = 0.0
+        self.is_own_folder = False  # whether this run has saved there
+
+    def on_load_checkpoint(self, *_: Any) -> None:
+        """Note that the files in the folder are of this run."""
+        self.is_own_folder = True
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose the folder: by default that of other checkpoints."""
+        others = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         default = Path(trainer.log_dir or trainer.default_root_dir, "checkpoints")
-        self.dirpath = self.dirpath or str(default)
+        self.dirpath = self.dirpath or str(next(filter(None, others), default))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the timer."""
+        """Start the timer, and check that no other run has saved in the folder."""
         self.saved_at, self.step = time.monotonic(), trainer.global_step
+        if not self.is_own_folder:
+            check_no_other_run(Path(self.dirpath or "", "last.ckpt"))
+        self.is_own_folder = True
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Save a completed step if the last save is too long ago."""
@@ -107,7 +129,7 @@ class LastCheckpoint(Checkpoint):
         path = Path(self.dirpath or "", "last.ckpt")
         if trainer.global_step != self.saved_step:
             for logger in trainer.loggers:
-                logger.save()  # the curves must not be behind the checkpoint
+                logger.save()  # so that a crash loses no curve before this step
             trainer.save_checkpoint(path, weights_only=False)
             self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
         return path
@@ -132,6 +154,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"the result of step {step} is not finite: lower --model.learning_rate, or clip "
                 f"gradients with --trainer.gradient_clip_val 1; {describe_last(target.parent)}"
             )
+        leave_out_unreadable_states(checkpoint.get("callbacks", {}))
         content = io.BytesIO()  # writing to a file, torch would hide the cause of an OSError
         torch.save(checkpoint, content)
         try:
@@ -149,6 +172,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
+def leave_out_unreadable_states(states: dict[str, Any]) -> None:
+    """Remove the states of callbacks that cannot be read again without running code."""
+    for name, state in list(states.items()):
+        buffer = io.BytesIO()
+        try:
+            torch.save(state, buffer)
+            buffer.seek(0)
+            torch.load(buffer, weights_only=True)
+        except Exception:  # as many as there are types
+            del states[name]
+            notice(
+                f"the state of the callback {name} is not saved: its state_dict must return "
+                "numbers, texts, tensors, and lists and dictionaries of them"
+            )
+
+
 def all_finite(checkpoint: dict[str, Any]) -> bool:
     """Return whether all weights and values of the optimizer state are finite."""
     optimizers = checkpoint.get("optimizer_states", ())
@@ -159,10 +198,16 @@ def all_finite(checkpoint: dict[str, Any]) -> bool:
     return bool(torch.stack([each.to(finite[0].device) for each in finite]).all())
 
 
+def check_no_other_run(path: Path) -> None:
+    """Raise a ``UserError`` if a new run would overwrite a checkpoint of another one."""
+    if path.is_file():
+        raise UserError(f"{path} is of another run: give the callback another dirpath")
+
+
 def resume_command(run: Run) -> str:
     """Return the command line that resumes a run."""
     is_newest = run.folder.parent == LOGS and run.checkpoint() and newest_run() == run
-    return f"{program()} fit --ckpt_path {'last' if is_newest else run.folder}"
+    return f"{program()} fit --ckpt_path {'last' if is_newest else shlex.quote(str(run.folder))}"
 
 
 def last_checkpoint(trainer: L.Trainer) -> str:

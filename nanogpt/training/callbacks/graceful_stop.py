@@ -87,6 +87,9 @@ class GracefulStop(Callback):
         """Stop all processes together if a signal has reached any of them."""
         number = int(self.requested_by or 0)
         if trainer.world_size > 1:
+            device, interval = trainer.strategy.root_device, trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if device.type != "cpu" and trainer.global_step % interval:
+                return  # asking the others would wait for the GPU
             received = torch.tensor(number, device=trainer.strategy.root_device)
             number = int(trainer.strategy.reduce(received, reduce_op="max"))
         if number:

@@ -15,6 +15,8 @@ class StepBar(ProgressBar):
         title: text before the bar.
     """
 
+    shows_metrics = False
+
     def __init__(self, title: str = "") -> None:
         super().__init__()
         self.title = title
@@ -23,7 +25,7 @@ class StepBar(ProgressBar):
         self.step = 0  # that the bar shows
 
     def disable(self) -> None:
-        """Hide the bar: Lightning calls this on all processes but the first."""
+        """Hide the bar. Lightning calls this on every process but the first."""
         self.is_enabled = False
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from nanogpt.atomic import remove_partial_files, write_atomically
 from nanogpt.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
@@ -36,8 +36,9 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_partial_files(self.folder)
-            (self.folder / "hparams.yaml").unlink(missing_ok=True)  # TensorBoard would keep it
             write_atomically(self.folder / "config.yaml", self.config.encode())
             for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):  # would keep that of the earlier part
+                    Path(logger.log_dir, "hparams.yaml").unlink(missing_ok=True)
                 if isinstance(logger, CSVLogger):
                     continue_csv(logger, self.rows.get(logger.log_dir, []))

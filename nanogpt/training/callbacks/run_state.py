@@ -54,7 +54,7 @@ class RunState(Callback):
         """Take the state from a run's last checkpoint: spawned processes have a copy of this."""
         if path := run.checkpoint("last"):
             content = read_checkpoint(path).content
-            self.load_state_dict(content["callbacks"][type(self).__name__])
+            self.load_state_dict(content["callbacks"][resume.RUN_STATE_KEY])
             self.step = content["global_step"]
 
     def on_load_checkpoint(

@@ -21,7 +21,7 @@ class SampleWriter(Callback):
         self.length = length
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw and log a sample, whose seed is the step. The random state is not changed."""
+        """Log a sample drawn with the step as seed; the random state is unchanged."""
         loggers = [logger for logger in trainer.loggers if takes_text(logger)]
         if not is_evaluation(trainer) or not trainer.is_global_zero or not loggers:
             return

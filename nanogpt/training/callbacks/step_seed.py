@@ -14,8 +14,8 @@ STREAMS_PER_PROCESS = 2**40  # one for each step; those below are of the trainin
 class StepSeed(Callback):
     """Seeds the global random generators at the start of each optimizer step.
 
-    So a resumed run continues with the dropout masks of an uninterrupted one, on any number of
-    processes, and no random state has to be saved. Each process has its own masks.
+    So a resumed run continues with the dropout masks of an uninterrupted one on as many processes,
+    and no random state has to be saved. Each process has its own masks.
 
     Args:
         seed: random seed of the run.

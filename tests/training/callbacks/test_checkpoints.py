@@ -5,12 +5,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
 from nanogpt.errors import UserError
-from nanogpt.training.callbacks.checkpoints import AtomicCheckpointIO
+from nanogpt.training.callbacks.checkpoints import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    LastCheckpoint,
+)
+from nanogpt.training.datamodule import CharDataModule
+from nanogpt.training.lightning_module import LanguageModel
 from tests.command_lines import Run
 
 ROOT = Path(__file__).parents[3]
@@ -169,3 +177,33 @@ def test_closed_pipe_ends_predict_without_an_error(fit: Run) -> None:
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     assert len(done.stdout) == 10
     assert done.stderr.count("\n") == 1  # the name of the checkpoint
+
+
+class HasNumpyState(L.Callback):
+    def state_dict(self) -> dict[str, Any]:
+        return {"path": Path("x")}
+
+
+def test_state_that_cannot_be_read_again_is_left_out_with_a_notice(fit: Run, run: Run) -> None:
+    outcome = fit(f"--trainer.callbacks={__name__}.HasNumpyState")
+    assert outcome.code == 0
+    assert "the state of the callback HasNumpyState is not saved" in outcome.err
+    assert run("predict", "--max_new_tokens=1").code == 0
+    assert run("fit", "--ckpt_path=last", "--trainer.max_steps=8").code == 0
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_checkpoint_of_another_run_is_not_overwritten(text: str) -> None:
+    def fit() -> None:
+        trainer = L.Trainer(
+            max_steps=2, accelerator="cpu", logger=False, enable_progress_bar=False,
+            callbacks=[BestCheckpoint(), LastCheckpoint()],
+        )  # fmt: skip
+        model = LanguageModel("bigram", block_size=8)
+        trainer.fit(model, CharDataModule(text, block_size=8, batch_size=4))
+
+    fit()
+    before = Path("checkpoints/last.ckpt").read_bytes()
+    with pytest.raises(UserError, match=r"best.ckpt is of another run: give the callback"):
+        fit()
+    assert Path("checkpoints/last.ckpt").read_bytes() == before
