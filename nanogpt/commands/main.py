@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from nanogpt import __version__
 from nanogpt.errors import Interrupted, UserError
-from nanogpt.notices import print_message, program
+from nanogpt.notices import escape_controls, print_message, program
 from nanogpt.processes import is_first_on_machine, process_rank, silence
 from nanogpt.resources import find_config, shipped_configs
 
@@ -91,7 +91,7 @@ def run_silently(argv: list[str]) -> int:
         dispatch(argv)
     except UserError as error:
         if is_first_on_machine():  # on another machine than the first process
-            print(f"error: {error}", file=stderr)
+            print(escape_controls(f"error: {error}"), file=stderr)
     except (Interrupted, OSError, KeyboardInterrupt):
         pass  # the first process has the same one
     except Exception as error:

@@ -37,7 +37,6 @@ class Corpus:
         name: the name or the path by which it was requested.
         text: all of it.
         sha256: SHA-256 of the bytes before decoding.
-        path: absolute path of the file; None for the corpora that have a name.
         stands_in_for: the requested corpus if it was not available.
         failure: the reason why it was not.
     """
@@ -45,7 +44,6 @@ class Corpus:
     name: str
     text: str
     sha256: str
-    path: str | None = None
     stands_in_for: str | None = None
     failure: str | None = None
 
@@ -106,7 +104,7 @@ def read_corpus(name: str, encoding: str, fallback_folder: Path | None) -> Corpu
                 searched += f", nor in {str(fallback_folder.absolute())!r}, the folder of the run"
     raw = read_file(str(path), "the corpus", hint, searched)
     text = decode_text(raw, encoding, f"the corpus {str(path)!r}", "--data.encoding")
-    return Corpus(name, text, hashlib.sha256(raw).hexdigest(), str(path.absolute()))
+    return Corpus(name, text, hashlib.sha256(raw).hexdigest())
 
 
 def find_tiny_shakespeare() -> Path | None:
