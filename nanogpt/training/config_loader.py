@@ -7,6 +7,7 @@ which YAML cannot contain, is written as binary data.
 
 import base64
 import os
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -51,7 +52,9 @@ def dump_yaml(settings: Any) -> str:
 
 def load_yaml(text: str) -> Any:
     """Load a value or a config."""
-    content = decode_names(get_loader("yaml")(text))
+    content = get_loader("yaml")(text)
+    with suppress(RecursionError):  # an anchor in itself; jsonargparse will refuse it
+        content = decode_names(content)
     trainer = content.get("trainer") if isinstance(content, dict) else None
     if isinstance(trainer, dict) and "logger" in trainer:
         trainer["logger"] = with_save_dir(trainer["logger"])

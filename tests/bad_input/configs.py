@@ -59,7 +59,7 @@ CONFIGS: dict[str, tuple[str | bytes, str]] = {
     "tag4": ("model: !mine {n_layer: 1}\n", "Problems parsing config: could not deter"),
     "merge": ("model: {<<: 3}\n", "Problems parsing config: while construct"),
     "inner tag": ("model: {n_layer: !!int x}\n", "write it as YAML in UTF-8"),
-    "binary tag": ("data: {corpus: !!binary aGVsbG8=}\n", "data.corpus cannot be"),
+    "binary tag": ("data: {corpus: !!binary aGVsbG8=}\n", "the corpus 'hello' does not exist"),
     "set tag": ("model: !!set {n_layer}\n", "model is a section of settings: write"),
     "timestamp": ("model: {n_layer: 2001-01-01}\n", "model.n_layer cannot be"),
     "number key": ("1: 2\n", "Key must be a string, got: 1."),
