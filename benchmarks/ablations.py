@@ -118,7 +118,7 @@ def train_set(
         given = [*chosen.options, *variants[name].options, *options]
         if variants[name].distilled:
             lasts = [last_checkpoint(folders[TEACHER] / str(n)) for n in TEACHER_SEEDS]
-            teachers = [str(last.with_name("best.ckpt")) for last in lasts if last]
+            teachers = [str(last.with_name("best.safetensors")) for last in lasts if last]
             given.append(f"--teachers={json.dumps(teachers)}")
         return train(chosen.config, given, seed, folders[name] / str(seed))
 

@@ -24,6 +24,7 @@ import torch
 import yaml
 
 from nanogpt.commands.main import main
+from nanogpt.generation.checkpoint import read_checkpoint
 from nanogpt.text.pastiche import pastiche
 from nanogpt.training import lightning_cli  # noqa: F401  # imported before the fork
 
@@ -72,10 +73,12 @@ def run(argv: list[str], seconds: float | None = None) -> int:
 def unreadable(run_folder: Path) -> list[str]:
     """Read every checkpoint and config in a run folder; return an error for each damaged file."""
     errors = []
-    for path in [*run_folder.glob("checkpoints/*.ckpt"), *run_folder.glob("*.yaml")]:
+    for path in [*run_folder.glob("checkpoints/*"), *run_folder.glob("*.yaml")]:
         try:
             if path.suffix == ".ckpt":
                 torch.load(path, weights_only=True)["state_dict"]
+            elif path.suffix == ".safetensors":
+                read_checkpoint(path)
             elif not yaml.safe_load(path.read_bytes()):
                 raise ValueError("empty")
         except Exception as error:

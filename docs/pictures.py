@@ -73,7 +73,7 @@ def tensorboard_charts(chromium: Browser) -> bytes:
 def scored_scene(chromium: Browser) -> bytes:
     """Return a screenshot of the page of a scored scene, with a tooltip, cropped at the bottom."""
     shutil.copyfile(DOCS / "scene.txt", "scene.txt")
-    checkpoint = LOGS / "version_0" / "checkpoints" / "best.ckpt"
+    checkpoint = LOGS / "version_0" / "checkpoints" / "best.safetensors"
     options = ["--text=scene.txt", "--html=page.html", f"--ckpt_path={checkpoint}"]
     subprocess.run([sys.executable, ROOT / "cli.py", "score", *options], check=True)
     chromium.resize(820, 1200, scale=1.5)

@@ -23,8 +23,9 @@ def silence() -> None:
 
     The process ends with the one that started it, even while it waits for others.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 

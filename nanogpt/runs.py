@@ -1,4 +1,7 @@
-"""Finds runs and their checkpoints."""
+"""Finds runs and their checkpoints.
+
+A checkpoint is two files: ``best.ckpt``, to resume the run, and ``best.safetensors``, the model.
+"""
 
 import re
 from contextlib import suppress
@@ -10,6 +13,7 @@ from nanogpt.errors import UserError
 from nanogpt.notices import program
 
 LOGS = Path("lightning_logs")
+MODEL, STATE = ".safetensors", ".ckpt"  # suffixes
 
 CheckpointName = Literal["best", "last"]
 
@@ -25,10 +29,17 @@ class Run:
         """The file with all settings of the run."""
         return self.folder / "config.yaml"
 
-    def checkpoint(self, which: CheckpointName = "best") -> Path | None:
-        """Return the ``best`` or ``last`` checkpoint, or the other one if it is missing."""
+    def model(self, which: CheckpointName = "best") -> Path | None:
+        """Return the ``best`` or ``last`` model, or the other one if it is missing."""
+        return self._find(which, MODEL)
+
+    def checkpoint(self, which: CheckpointName = "last") -> Path | None:
+        """Return the ``best`` or ``last`` checkpoint to resume, or the other if it is missing."""
+        return self._find(which, STATE)
+
+    def _find(self, which: CheckpointName, suffix: str) -> Path | None:
         for name in (which, "best", "last"):
-            if (path := self.folder / "checkpoints" / f"{name}.ckpt").is_file():
+            if (path := self.folder / "checkpoints" / f"{name}{suffix}").is_file():
                 return path
         return None
 
@@ -37,7 +48,7 @@ def newest_run() -> Run:
     """Return the run with the highest number that has a checkpoint, or raise UserError."""
     folders = [f for f in LOGS.glob("version_*") if re.fullmatch(r"version_\d+", f.name)]
     for folder in sorted(folders, key=lambda f: int(f.name.removeprefix("version_")), reverse=True):
-        if Run(folder).checkpoint():
+        if Run(folder).model() or Run(folder).checkpoint():
             return Run(folder)
     raise UserError(
         f"no run with a checkpoint in {LOGS}: train one first, for example with "
@@ -45,24 +56,52 @@ def newest_run() -> Run:
     )
 
 
-def find_checkpoint(ckpt_path: str = "best", of_folder: CheckpointName = "best") -> Path:
-    """Return the path of a checkpoint; raise UserError if it does not exist.
+def find_model(ckpt_path: str = "best") -> Path:
+    """Return the path of a model file; raise UserError if it does not exist.
+
+    Args:
+        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, a model file, or a
+            checkpoint with a model file beside it.
+    """
+    if ckpt_path in ("best", "last"):
+        run, which = newest_run(), "best" if ckpt_path == "best" else "last"
+        found = run.model("best" if which == "best" else "last")
+        place = str(run.folder)
+    else:
+        path = Path(ckpt_path)
+        place, found = ckpt_path, None
+        with suppress(OSError, ValueError):  # not a valid file name
+            file = path.with_suffix(MODEL) if path.suffix == STATE else path
+            found = file if file.is_file() else Run(path).model()
+    if found:
+        return found
+    raise UserError(
+        f"no model at {place!r}: --ckpt_path takes a {MODEL} file, a run folder, or best or last "
+        "(of the newest run)"
+    )
+
+
+def find_checkpoint(ckpt_path: str = "last") -> Path:
+    """Return the path of a checkpoint to resume; raise UserError if it does not exist.
 
     Args:
         ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a checkpoint file.
-        of_folder: which checkpoint of a run folder to return.
     """
     if ckpt_path in ("best", "last"):
-        found = newest_run().checkpoint("best" if ckpt_path == "best" else "last")
-        assert found is not None
+        run = newest_run()
+        found = run.checkpoint("best" if ckpt_path == "best" else "last")
+        place = str(run.folder)
+    else:
+        path = Path(ckpt_path)
+        place, found = ckpt_path, None
+        with suppress(OSError):  # not a valid file name
+            found = path if path.is_file() else Run(path).checkpoint("last")
+    if found and found.suffix == MODEL:
+        raise UserError(f"{found} is only a model: a run resumes from its {STATE} file")
+    if found:
         return found
-    path = Path(ckpt_path)
-    with suppress(OSError):  # not a valid file name
-        found = path if path.is_file() else Run(path).checkpoint(of_folder)
-        if found:
-            return found
     raise UserError(
-        f"no checkpoint at {ckpt_path!r}: --ckpt_path takes a .ckpt file, a run folder, or best or "
+        f"no checkpoint at {place!r}: --ckpt_path takes a {STATE} file, a run folder, or best or "
         "last (of the newest run)"
     )
 

@@ -273,7 +273,7 @@ def test_distilled_variants_have_the_same_teachers_for_every_seed(
     (option,) = {o for run in taught for o in run if o.startswith("--teachers=")}
     paths = [Path(path) for path in json.loads(option.removeprefix("--teachers="))]
     assert [path.parts[-5:] for path in paths] == [
-        (seed, "lightning_logs", "version_0", "checkpoints", "best.ckpt") for seed in "1234"
+        (seed, "lightning_logs", "version_0", "checkpoints", "best.safetensors") for seed in "1234"
     ]
     assert all(path.parts[-6] == "teachers" for path in paths)
     assert not any("--teachers" in o for run in [*teachers, *alone] for o in run)

@@ -35,7 +35,7 @@ trainer: {max_steps: 3, val_check_interval: 2}
 def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let benchmarks import each other as they do when run as scripts."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setattr(corpora, "_fetch", lambda: "no network in a test")
+    monkeypatch.setattr(corpora, "_fetch", lambda _: "no network in a test")
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ def percent(cell: str) -> float:
 def test_tooltip_shows_the_predictions_of_the_model(
     chromium: Browser, home: Path, page: str
 ) -> None:
-    trained = read_checkpoint(home / VERSION / "checkpoints" / "best.ckpt")
+    trained = read_checkpoint(home / VERSION / "checkpoints" / "best.safetensors")
     model, tokenizer = trained.model, trained.tokenizer
     ids = tokenizer.encode("\n" + HOSTILE[: model.block_size]).long()
     with torch.no_grad():

@@ -1,11 +1,12 @@
 """Finding runs and checkpoints."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from nanogpt.errors import UserError
-from nanogpt.runs import LOGS, Run, find_checkpoint, newest_run, run_of
+from nanogpt.runs import LOGS, MODEL, STATE, Run, find_checkpoint, find_model, newest_run, run_of
 
 
 def make_run(name: str, *checkpoints: str) -> Path:
@@ -14,7 +15,8 @@ def make_run(name: str, *checkpoints: str) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").touch()
     for checkpoint in checkpoints:
-        (folder / "checkpoints" / f"{checkpoint}.ckpt").touch()
+        for suffix in (MODEL, STATE):
+            (folder / "checkpoints" / f"{checkpoint}{suffix}").touch()
     return folder
 
 
@@ -60,30 +62,65 @@ def test_missing_best_or_last_is_replaced_by_the_other(
     folder = make_run("version_0", *kept)
     found = Run(folder).checkpoint(which)
     assert found == (expected and folder / "checkpoints" / f"{expected}.ckpt")
+    model = Run(folder).model(which)
+    assert model == (found and found.with_suffix(MODEL))
     if expected:
         assert find_checkpoint(which) == found
+        assert find_model(which) == model
 
 
-def test_checkpoint_path_may_be_a_run_folder_or_a_file() -> None:
+def test_run_with_only_models_or_only_checkpoints_counts() -> None:
+    for number, suffix in enumerate((MODEL, STATE)):
+        folder = make_run(f"version_{number}")
+        (folder / "checkpoints" / f"last{suffix}").touch()
+        assert newest_run() == Run(folder)
+    with pytest.raises(UserError, match="no model at"):
+        find_model()
+    assert find_model(str(LOGS / "version_0")).name == "last.safetensors"
+
+
+def test_path_may_be_a_run_folder_or_a_file() -> None:
     old, new = make_run("version_0", "best", "last"), make_run("version_1", "best")
     assert find_checkpoint() == new / "checkpoints" / "best.ckpt"
-    assert find_checkpoint(str(old)) == old / "checkpoints" / "best.ckpt"
-    assert find_checkpoint(f"{old}/") == old / "checkpoints" / "best.ckpt"
-    last = str(old / "checkpoints" / "last.ckpt")
-    assert find_checkpoint(last) == Path(last)
+    assert find_model() == new / "checkpoints" / "best.safetensors"
+    for folder in (str(old), f"{old}/"):
+        assert find_checkpoint(folder) == old / "checkpoints" / "last.ckpt"
+        assert find_model(folder) == old / "checkpoints" / "best.safetensors"
+    last = old / "checkpoints" / "last.ckpt"
+    assert find_checkpoint(str(last)) == last
+    assert find_model(str(last.with_suffix(MODEL))) == last.with_suffix(MODEL)
 
 
-@pytest.mark.parametrize("path", ["missing.ckpt", ".", "", "lightning_logs"])
-def test_missing_checkpoint_error_lists_the_valid_values(path: str) -> None:
+def test_model_is_found_beside_its_checkpoint_but_not_the_reverse() -> None:
+    last = make_run("version_0", "last") / "checkpoints" / "last.ckpt"
+    assert find_model(str(last)) == last.with_suffix(MODEL)
+    with pytest.raises(UserError, match=r"only a model: a run resumes from its .ckpt file"):
+        find_checkpoint(str(last.with_suffix(MODEL)))
+    last.with_suffix(MODEL).unlink()
+    with pytest.raises(UserError, match="no model at"):
+        find_model(str(last))
+
+
+NOT_FOUND = ["missing.ckpt", "missing.safetensors", ".", "", "lightning_logs", "a\0b", "n" * 300,
+             "loop", "pipe", "/dev/zero"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOT_FOUND, ids=ascii)
+def test_error_for_what_is_no_file_lists_the_valid_values(path: str) -> None:
     make_run("version_0", "best")
+    Path("loop").symlink_to("loop")
+    os.mkfifo("pipe")
     with pytest.raises(UserError, match=r"--ckpt_path takes a .ckpt file"):
         find_checkpoint(path)
+    with pytest.raises(UserError, match=r"--ckpt_path takes a .safetensors file"):
+        find_model(path)
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
 def test_error_without_runs_shows_how_to_train(which: str) -> None:
-    with pytest.raises(UserError, match=r"fit --config .* or pass one to --ckpt_path"):
-        find_checkpoint(which)
+    for find in (find_checkpoint, find_model):
+        with pytest.raises(UserError, match=r"fit --config .* or pass one to --ckpt_path"):
+            find(which)
 
 
 def test_run_of_a_checkpoint() -> None:

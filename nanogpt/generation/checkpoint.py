@@ -1,133 +1,244 @@
-"""Reads a checkpoint once, into one object: the model, its tokenizer and the file's contents."""
+"""Reads and writes a trained model: one safetensors file with its weights and its settings.
 
-from dataclasses import dataclass, fields
+Such a file may come from a stranger. The only parser is that of safetensors; the settings are JSON
+in its metadata. Nothing in it selects code: the architecture is one of the registry's.
+"""
+
+import json
+import math
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from nanogpt.errors import UserError
-from nanogpt.generation.checkpoint_vetting import vet
 from nanogpt.models.registry import Model, build_model, config_class
 from nanogpt.notices import notice
-from nanogpt.runs import CheckpointName, find_checkpoint
+from nanogpt.runs import find_model
 from nanogpt.text.tokenizer import Tokenizer
 
+METADATA_KEY = "nanogpt"
+MAX_HEADER = 2**22  # bytes; safetensors itself reads up to 100 MB, which takes gigabytes
+MAX_METADATA = 2**20  # characters of JSON
+MAX_ENTRIES = 100  # of the settings, and of a list in them
+MAX_CACHED = 2**24  # positions x width x layers, unless the weights are of that order too
+MAX_VOCABULARY = 2**16
+DTYPES = {"F64", "F32", "F16", "BF16"}
 CORPUS_KEY = "CharDataModule"  # Lightning saves a data module's state under its class name
-EARLIER_CORPUS_KEY = "CharacterData"
+CORPUS_FIELDS = ("name", "sha256", "stands_in_for")  # no path: the file may be shared
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of this project that has been read and checked.
+    """A trained model that has been read from a file and checked.
 
     Args:
         path: path of the file.
         model: in evaluation mode and float32, on the CPU.
         tokenizer: tokenizer of the training text.
-        content: everything in the file: ``hyper_parameters`` of the LightningModule, with the
-            vocabulary; ``state_dict``, the weights; ``optimizer_states``; ``lr_schedulers``;
-            ``global_step``; ``datamodule_hyper_parameters``; ``CharDataModule``, the identity of
-            the corpus; ``callbacks``, with the losses in ``RunState``; and entries
-            that only Lightning reads.
+        settings: hyperparameters of the LightningModule.
+        step: number of optimizer steps it was trained for.
+        corpus: name and SHA-256 of the corpus, and the one that it replaced, if any.
+        val_loss: of that step, if it was evaluated.
+        data: hyperparameters of the data module.
     """
 
     path: Path
     model: Model
     tokenizer: Tokenizer
-    content: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        """The number of optimizer steps it was trained for."""
-        return int(self.content["global_step"])
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The hyperparameters of the LightningModule."""
-        return dict(self.content["hyper_parameters"])
-
-    @property
-    def corpus(self) -> dict[str, str | None]:
-        """The name, SHA-256 and path of the corpus, and the one that it replaced, if any."""
-        return dict(self.content[CORPUS_KEY])
+    settings: dict[str, Any]
+    step: int
+    corpus: dict[str, str | None] = field(default_factory=dict)
+    val_loss: float | None = None
+    data: dict[str, Any] = field(default_factory=dict)
 
 
-def load_checkpoint(ckpt_path: str = "best", of_folder: CheckpointName = "best") -> Checkpoint:
-    """Find and read a checkpoint or, if it is damaged, the other one of its run, with a notice.
+def load_checkpoint(ckpt_path: str = "best") -> Checkpoint:
+    """Find and read a model or, if it is damaged, the other one of its run, with a notice.
 
-    There is no fallback for a checkpoint given by its file name.
+    There is no fallback for a file given by its name.
 
     Args:
-        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a checkpoint file.
-        of_folder: which checkpoint of a run folder to read.
+        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a file.
     """
-    path = find_checkpoint(ckpt_path, of_folder)
+    path = find_model(ckpt_path)
     try:
         return read_checkpoint(path)
     except UserError as error:
-        other = path.with_name("last.ckpt" if path.name == "best.ckpt" else "best.ckpt")
-        if path == Path(ckpt_path) or not other.is_file():
+        name = "last" if path.stem == "best" else "best"
+        other = path.with_name(f"{name}.safetensors")
+        is_file = Path(ckpt_path).suffix == ".ckpt" or Path(ckpt_path).is_file()
+        if is_file or not other.is_file():
             raise
         try:
             checkpoint = read_checkpoint(other)
         except UserError:
             raise UserError(
                 f"neither {path} nor {other.name} in the same folder can be read: pass another "
-                f"checkpoint to --ckpt_path, or train again ({error})"
+                f"model to --ckpt_path, or train again ({error})"
             ) from error
         notice(f"{path} is damaged: using {other} instead")
         return checkpoint
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint file without running code from it; raise UserError if it is not valid.
+    """Read a model file; raise a UserError if it is not valid.
 
-    The architecture is one of the registry's. The settings are checked against the weights before
-    memory is allocated.
+    The settings are checked against the names and shapes of the weights before these are read.
     """
     try:
-        with path.open("rb") as file:
-            vet(file)
-            file.seek(0)
-            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        _check_content(content)
-        tokenizer = Tokenizer(content["hyper_parameters"]["vocabulary"])
-        model = _build(content["hyper_parameters"], content["state_dict"])
+        check_header(path)
+        with utf8_path(path) as name, safe_open(name, framework="pt") as file:
+            info = _parse(file.metadata())
+            tokenizer = Tokenizer(info["vocabulary"])
+            model = build_on_meta(info["settings"], len(tokenizer.vocabulary))
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            check_shapes(model, {name: part.get_shape() for name, part in slices.items()})
+            check_context(model)
+            if not all(part.get_dtype() in DTYPES for part in slices.values()):
+                raise ValueError("its weights are of another type than a model's")
+            weights = {name: file.get_tensor(name).clone() for name in slices}
+        check_finite(weights)
+        model.load_state_dict(weights, assign=True)
     except Exception as error:  # a damaged file can fail in any way
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         reason = ascii(" ".join(f"{kind}{error}".split())[:100])[1:-1]
         raise UserError(
-            f"{str(path)!r} cannot be read as a nanogpt checkpoint ({reason}); "
-            "give the path of a .ckpt file from lightning_logs/version_N/checkpoints/"
+            f"{str(path)!r} cannot be read as a nanogpt model ({reason}); give the path of a "
+            ".safetensors file from lightning_logs/version_N/checkpoints/"
         ) from error
-    return Checkpoint(path, model.eval().float(), tokenizer, content)
+    known = {name: info[name] for name in ("settings", "step", "corpus", "val_loss", "data")}
+    return Checkpoint(path, model.eval().float(), tokenizer, **known)
 
 
-def _check_content(content: dict[str, Any]) -> None:
-    """Check that all entries are present and of the right types."""
-    if EARLIER_CORPUS_KEY in content:
-        raise ValueError("it was written by an earlier version: see CHANGELOG.md")
-    values = {**content["hyper_parameters"], "global_step": content["global_step"]}
-    kinds = {"architecture": str, "vocabulary": str, "block_size": int, "global_step": int}
+@contextmanager
+def utf8_path(path: Path) -> Iterator[str]:
+    """Yield a path that safetensors accepts: of a copy, if that of the file is no valid UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with TemporaryDirectory() as folder:
+            yield shutil.copyfile(path, f"{folder}/model.safetensors")
+    else:
+        yield str(path)
+
+
+def model_file(content: Mapping[str, Any]) -> bytes:
+    """Return the model file of a Lightning checkpoint's content."""
+    settings = dict(content["hyper_parameters"])
+    corpus, callbacks = content.get(CORPUS_KEY) or {}, content.get("callbacks") or {}
+    losses = {step: val for step, _, val in callbacks.get("RunState", {}).get("history", ())}
+    info = {
+        "vocabulary": settings.pop("vocabulary"),
+        "settings": settings,
+        "step": content["global_step"],
+        "val_loss": losses.get(content["global_step"]),
+        "corpus": {name: corpus.get(name) for name in CORPUS_FIELDS},
+        "data": dict(content.get("datamodule_hyper_parameters") or {}),
+    }
+    weights = {
+        name.removeprefix("net."): weight.detach().cpu().contiguous()
+        for name, weight in content["state_dict"].items()
+    }
+    return bytes(save(weights, {METADATA_KEY: json.dumps(info)}))
+
+
+def build_on_meta(settings: Mapping[str, Any], vocab_size: int) -> Model:
+    """Build the model of some hyperparameters without memory for its weights."""
+    names = config_class(settings["architecture"]).__dataclass_fields__
+    with torch.device("meta"):
+        return build_model(
+            settings["architecture"],
+            vocab_size,
+            **{name: settings[name] for name in names if name in settings},
+        )
+
+
+def check_shapes(model: nn.Module, shapes: Mapping[str, Any]) -> None:
+    """Raise ValueError if names or shapes of weights are not those of a model."""
+    expected = {name: list(weight.shape) for name, weight in model.state_dict().items()}
+    found = {name: list(shape) for name, shape in shapes.items()}
+    if wrong := sorted(name for name in expected | found if expected.get(name) != found.get(name)):
+        raise ValueError(f"its weights do not fit its settings, such as {wrong[0]}")
+
+
+def check_header(path: Path) -> None:
+    """Raise ValueError if a file is not regular, or its header is too long to be a model's."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        if int.from_bytes(file.read(8), "little") > MAX_HEADER:
+            raise ValueError(f"its header has more than {MAX_HEADER:,} bytes")
+
+
+def check_context(model: Model) -> None:
+    """Raise ValueError if sampling would take far more memory than the weights.
+
+    The weights of an architecture without position embeddings do not limit its context.
+    """
+    weights = model.state_dict().values()
+    cached = model.block_size * next(iter(weights)).shape[-1] * len(getattr(model, "blocks", "1"))
+    if cached > max(MAX_CACHED, 8 * sum(weight.numel() for weight in weights)):
+        raise ValueError(f"its block_size of {model.block_size:,} is out of proportion")
+
+
+def check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a weight is not finite."""
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"the weight {name} is not finite")
+
+
+def _parse(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return the entries of a model file's metadata, of the right types."""
+    text = (metadata or {}).get(METADATA_KEY, "")
+    if not 0 < len(text) <= MAX_METADATA:
+        raise ValueError("it has no settings of a nanogpt model")
+    info = json.loads(text)
+    if type(info) is not dict:
+        raise ValueError("its settings are not a JSON object")
+    kinds = {"settings": dict, "vocabulary": str, "step": int, "corpus": dict, "data": dict}
     for name, kind in kinds.items():
-        if type(values.get(name)) is not kind:
-            raise ValueError(f"{name} cannot be {values.get(name)!r}")
-    if not 0 <= values["global_step"] < 2**62 or values["block_size"] >= 2**31:
-        raise ValueError("global_step or block_size is out of range")
-    if not all(value is None or type(value) is str for value in content[CORPUS_KEY].values()):
+        if type(info.get(name)) is not kind:
+            raise ValueError(f"{name} cannot be {info.get(name)!r}")
+    _check_values(info)
+    info["settings"]["vocabulary"] = info["vocabulary"]
+    return dict(info)
+
+
+def _check_values(info: Mapping[str, Any]) -> None:
+    """Raise ValueError if an entry of the right type is out of range."""
+    if not 0 <= info["step"] < 2**62:
+        raise ValueError(f"step cannot be {info['step']}")
+    for entries in (info["settings"], info["corpus"], info["data"], {"": info.get("val_loss")}):
+        if len(entries) > MAX_ENTRIES or not all(map(_is_plain, entries.values())):
+            raise ValueError("its settings are not plain values")
+    if not isinstance(info.get("val_loss"), float | None):
+        raise ValueError(f"val_loss cannot be {info['val_loss']!r}")
+    if len(info["vocabulary"]) > MAX_VOCABULARY:
+        raise ValueError(f"a vocabulary has at most {MAX_VOCABULARY:,} characters")
+    info["vocabulary"].encode()  # raises for what is no valid Unicode
+    if type(info["settings"].get("block_size")) is not int:
+        raise ValueError("block_size is missing")
+    if not all(value is None or type(value) is str for value in info["corpus"].values()):
         raise ValueError("the description of its corpus is not valid")
 
 
-def _build(hparams: dict[str, Any], state_dict: dict[str, Tensor]) -> Model:
-    """Build a model around existing weights, without allocating its own."""
-    names = [field.name for field in fields(config_class(hparams["architecture"]))]
-    settings = {name: hparams[name] for name in names if name in hparams}
-    with torch.device("meta"):  # shapes only
-        model = build_model(hparams["architecture"], len(hparams["vocabulary"]), **settings)
-    if not all(n.startswith("net.") and w.is_floating_point() for n, w in state_dict.items()):
-        raise ValueError("the weights are not those of a language model")
-    weights = {name.removeprefix("net."): weight for name, weight in state_dict.items()}
-    model.load_state_dict(weights, assign=True)  # raises if a name or a shape differs
-    return model
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is null, a text, a finite number of a sane size, or a list of them."""
+    if isinstance(value, list):
+        return len(value) <= MAX_ENTRIES and not any(
+            isinstance(entry, list) or not _is_plain(entry) for entry in value
+        )
+    if isinstance(value, int | float):
+        return abs(value) < 2**62 if isinstance(value, int) else math.isfinite(value)
+    return value is None or isinstance(value, str)

@@ -22,7 +22,7 @@ ARCHITECTURES: dict[str, tuple[type[Any], type[Any]]] = {
     "ablated_gpt": (AblatedGPTConfig, AblatedGPT),
     "modern": (ModernConfig, ModernGPT),
 }
-MAX_LAYERS = 1_000  # each takes time and memory, even if it has no weights
+MAX_LAYERS = 300  # each takes time and memory, even if it has no weights
 
 
 def config_class(architecture: str) -> type[Any]:

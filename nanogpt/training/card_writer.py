@@ -9,7 +9,7 @@ from nanogpt.generation.checkpoint import Checkpoint
 from nanogpt.insight import provenance
 from nanogpt.insight.reference import best_losses, reference_curve
 from nanogpt.models import count_parameters
-from nanogpt.notices import notice
+from nanogpt.notices import notice, print_text
 from nanogpt.runs import Run
 from nanogpt.training.callbacks.run_state import RunState
 from nanogpt.training.datamodule import CharDataModule
@@ -52,7 +52,7 @@ def write_card(
     except OSError as error:
         notice(f"the run is complete and saved, but its card could not be written: {error}")
     else:
-        print(f"card         {run.folder / 'card.md'}, with curves.png")
+        print_text(f"card         {run.folder / 'card.md'}, with curves.png")
 
 
 def run_facts(trainer: L.Trainer, data: CharDataModule, run_state: RunState) -> dict[str, str]:

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_dumper, set_loader
+from jsonargparse import get_loader, set_dumper, set_loader, set_parsing_settings
 
 PARSER_MODE = "nanogpt"
 SAVE_DIR = ""  # stands for --trainer.default_root_dir; see place_loggers
@@ -20,7 +20,11 @@ FILE_LOGGERS = ("TensorBoardLogger", "CSVLogger")
 
 
 def register_parser_mode() -> None:
-    """Register the parser mode: YAML, in which the loggers of a config are completed."""
+    """Register the parser mode: YAML, in which the loggers of a config are completed.
+
+    This also lets jsonargparse refuse class paths that run commands, such as ``os.system``.
+    """
+    set_parsing_settings(import_path_denylist=[])
     set_loader(PARSER_MODE, load_yaml, (yaml.YAMLError,))
     set_dumper(PARSER_MODE, dump_yaml)
 

@@ -16,7 +16,7 @@ from nanogpt.generation.checkpoint import Checkpoint
 from nanogpt.generation.generate import sample_text
 from nanogpt.insight.reference import Losses, best_losses, comparison_table, reference_curve
 from nanogpt.models import count_parameters
-from nanogpt.notices import program
+from nanogpt.notices import print_message, print_text, program
 from nanogpt.runs import LOGS
 from nanogpt.text import corpora
 from nanogpt.training.compiled import CompiledLoss
@@ -30,7 +30,7 @@ LONG_ON_CPU = 2e14  # FLOP of a training that takes a CPU more than about ten mi
 def warn_about_replaced_corpus(corpus: corpora.Corpus) -> None:
     """Print a conspicuous warning that another corpus replaces the requested one."""
     rule = "!" * 100
-    print(
+    print_message(
         f"{rule}\n"
         f"!  {corpus.stands_in_for} is not on this machine and could not be downloaded: "
         f"{corpus.failure}.\n"
@@ -38,9 +38,7 @@ def warn_about_replaced_corpus(corpus: corpora.Corpus) -> None:
         "other work.\n"
         f"!  To train on the real text, download {corpora.URL}\n"
         f"!  and save it as {Path('data') / corpora.FILE}.\n"
-        f"{rule}",
-        file=sys.stderr,
-        flush=True,
+        f"{rule}"
     )
 
 
@@ -49,7 +47,7 @@ def print_header(
 ) -> None:
     """Print corpus, model size, device and run folder, and the duration if that is long."""
     n_train, n_val = len(data.splits["train"]), len(data.splits["val"])
-    print(
+    print_text(
         f"corpus {data.corpus.name}: {n_train + n_val:,} characters, "
         f"{len(data.tokenizer.vocabulary)} distinct; {n_train:,} train, {n_val:,} val"
     )
@@ -58,7 +56,7 @@ def print_header(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     place = f", in {folder}" if folder else ""
     resumed = f", resumed at step {trainer.global_step}" if trainer.global_step else ""
-    print(f"training on {name} in {trainer.precision}{place}{resumed}")
+    print_text(f"training on {name} in {trainer.precision}{place}{resumed}")
     steps = trainer.max_steps - trainer.global_step
     if device.type == "cpu" and flop_per_step(model, data) * steps > LONG_ON_CPU:
         hours = measure_step(trainer, model, data) * steps / 3600
@@ -107,7 +105,7 @@ def print_end(trainer: L.Trainer, step: int) -> None:
         reasons.append("the time is up")
     of_last = f" of {last:,}" if last >= 0 else ""
     reason = "; ".join(reasons) or "a callback or a signal stopped the trainer"
-    print(f"training ended at step {step:,}{of_last}: {reason}")
+    print_text(f"training ended at step {step:,}{of_last}: {reason}")
 
 
 def print_result(
@@ -124,7 +122,7 @@ def print_result(
         best = best_losses(history)
         print(f"best val loss {best.val:.4f} at step {best.step}")
     if reference and data.corpus.sha256 != corpora.SHA256:
-        print(f"no comparison with the reference: the corpus is {data.corpus.name}")
+        print_text(f"no comparison with the reference: the corpus is {data.corpus.name}")
     elif table := comparison_table(history, reference_curve(reference, data.corpus.sha256)):
         print(f"\ncompared with the reference's {reference}:\n{table}")
     if data.corpus.stands_in_for:
@@ -140,7 +138,7 @@ def print_run(checkpoint: Checkpoint, seed: int) -> None:
     sample = sample_text(checkpoint.model, checkpoint.tokenizer, SAMPLE_CHARACTERS, seed)
     checkpoints = ", ".join(str(file) for file in sorted(path.parent.glob("*.ckpt")))
     ckpt_path = "" if folder.parent == LOGS else f" --ckpt_path {shlex.quote(str(folder))}"
-    print(
+    print_text(
         f"\na sample of {SAMPLE_CHARACTERS} characters from {path.name}:\n\n"
         + sample.strip("\n")
         + f"\n\nrun          {folder}\n"
@@ -153,7 +151,7 @@ def print_run(checkpoint: Checkpoint, seed: int) -> None:
 def print_validation(trainer: L.Trainer, corpus: str, checkpoint: Checkpoint) -> None:
     """Print loss, perplexity and bits per character of both splits."""
     metrics = trainer.callback_metrics
-    print(f"{checkpoint.path}, after step {checkpoint.step}, on {corpus}:")
+    print_text(f"{checkpoint.path}, after step {checkpoint.step}, on {corpus}:")
     print("         loss  perplexity  bits per character")
     for split in ("train", "val"):
         loss, perplexity, bits = (

@@ -92,7 +92,8 @@ class CharDataModule(L.LightningDataModule):
         """
         self.known_vocabulary = vocabulary or self.known_vocabulary
         name = saved.get("name")
-        if name in corpora.BUILT_IN and saved.get("stands_in_for") == self.corpus_name:
+        replaced = saved.get("stands_in_for") == self.corpus_name
+        if name and replaced and name in (*corpora.BUILT_IN, self.offline_corpus):
             self.corpus_name = name
         self.corpus = load_corpus(self.corpus_name, self.encoding, self.offline_corpus, folder)
         differs = saved.get("sha256") != self.corpus.sha256

@@ -61,8 +61,7 @@ def load_teacher(path: Path, data: CharDataModule) -> nn.Module:
             f"{path} cannot be a teacher: its block_size is {block_size}; set --model.block_size, "
             f"which is {data.block_size}, to at most that"
         )
-    saved = teacher.content.get("datamodule_hyper_parameters") or {}
-    trained_on = teacher.corpus.get("sha256"), saved.get("val_fraction")
+    trained_on = teacher.corpus.get("sha256"), teacher.data.get("val_fraction")
     if trained_on != (data.corpus.sha256, data.val_fraction):
         notice(f"{path} was trained on another text or split, and may have seen this val split")
     return kernels.install(teacher.model)

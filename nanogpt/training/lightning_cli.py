@@ -12,7 +12,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from nanogpt import kernels
 from nanogpt.errors import UserError
-from nanogpt.generation.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
+from nanogpt.generation.checkpoint import Checkpoint, read_checkpoint
 from nanogpt.notices import program
 from nanogpt.option_errors import explain
 from nanogpt.runs import Run, run_of, started_in
@@ -35,6 +35,7 @@ from nanogpt.training.one_line_errors import one_line_errors
 from nanogpt.training.resume import ResumePoint, find_resume_point
 from nanogpt.training.run_config import notice_differences, prepend_run_config
 from nanogpt.training.several_processes import SpawnedLogs, early_signals, lock_run
+from nanogpt.training.training_state import TrainingState, load_training_state
 
 
 class CLI(OneCommandCLI):
@@ -45,7 +46,7 @@ class CLI(OneCommandCLI):
 
     def __init__(self, command: str, argv: list[str]) -> None:
         self.modified_ns = 0
-        self.checkpoint: Checkpoint | None = None
+        self.checkpoint: Checkpoint | TrainingState | None = None
         self.resume_point: ResumePoint | None = None
         self.folder: Path | None = None  # of the run
         self.run_state = RunState()
@@ -102,9 +103,9 @@ class CLI(OneCommandCLI):
             options.check_fit(settings)
             settings.teachers = [options.find_teacher(given) for given in settings.teachers]
             if settings.ckpt_path and not self.checkpoint:  # set in a config
-                self.checkpoint = load_checkpoint(settings.ckpt_path, of_folder="last")
+                self.checkpoint = load_training_state(settings.ckpt_path)
                 self.modified_ns = self.checkpoint.path.stat().st_mtime_ns
-            if self.checkpoint:
+            if isinstance(self.checkpoint, TrainingState):
                 self.find_resume_point(self.checkpoint)
         elif settings.trainer.limit_val_batches == 0:
             raise UserError("validate needs an evaluation: leave --trainer.limit_val_batches out")
@@ -115,7 +116,7 @@ class CLI(OneCommandCLI):
         loggers.place_loggers(settings.trainer, self.resume_point)
         hardware_settings.configure_process()
 
-    def find_resume_point(self, checkpoint: Checkpoint) -> None:
+    def find_resume_point(self, checkpoint: TrainingState) -> None:
         """Find where to resume, and print which settings have changed since."""
         self.resume_point = find_resume_point(checkpoint, self.modified_ns, self.settings.trainer)
         self.checkpoint = None  # frees its memory
@@ -201,7 +202,7 @@ class CLI(OneCommandCLI):
     @cached_property
     def best_checkpoint(self) -> Checkpoint | None:
         """The best checkpoint of the finished run, if it saved one and this is the main process."""
-        path = Run(self.folder).checkpoint() if self.folder else None
+        path = Run(self.folder).model() if self.folder else None
         checkpoint = read_checkpoint(path) if path and self.trainer.is_global_zero else None
         if checkpoint:
             kernels.install(checkpoint.model)
@@ -225,7 +226,7 @@ class CLI(OneCommandCLI):
 
     def before_validate(self) -> None:
         """Use the network, the vocabulary and the corpus of the checkpoint."""
-        assert self.checkpoint
+        assert isinstance(self.checkpoint, Checkpoint)
         vocabulary = self.checkpoint.tokenizer.vocabulary
         folder = started_in(run_of(self.checkpoint.path))
         self.datamodule.restore_corpus(self.checkpoint.corpus, vocabulary, folder)
@@ -236,7 +237,7 @@ class CLI(OneCommandCLI):
 
     def after_validate(self) -> None:
         """Print the evaluation."""
-        assert self.checkpoint
+        assert isinstance(self.checkpoint, Checkpoint)
         console.print_validation(self.trainer, self.datamodule.corpus.name, self.checkpoint)
 
 

@@ -2,13 +2,12 @@
 
 import logging
 import re
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nanogpt.notices import notice
+from nanogpt.notices import notice, print_message
 
 # Reports that a user asked for, such as those of a profiler, are not among them.
 ANNOUNCEMENTS = re.compile(
@@ -38,7 +37,7 @@ class ReportHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message."""
         if record.levelno >= logging.WARNING or not ANNOUNCEMENTS.match(record.getMessage()):
-            print(record.getMessage(), file=sys.stderr)
+            print_message(record.getMessage())
 
 
 def filter_logs() -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from nanogpt.errors import UserError
 from nanogpt.models.registry import ARCHITECTURES, build_config, plain_settings
-from nanogpt.runs import find_checkpoint
+from nanogpt.runs import find_model
 from nanogpt.training.trainer_parts import DEFAULT_CALLBACKS
 
 TRAINER_DEFAULTS = {
@@ -165,15 +165,15 @@ def check_utf8(name: str, path: Any) -> None:
 
 
 def find_teacher(given: str) -> str:
-    """Return the path of a teacher's checkpoint.
+    """Return the path of a teacher's model file.
 
     Raises:
         UserError: if there is none, or for ``best`` and ``last``, whose run changes.
     """
     if given not in ("best", "last"):
         with suppress(UserError):
-            return str(find_checkpoint(given))
-    raise UserError(f"no teacher at {given!r}: --teachers takes .ckpt files and run folders")
+            return str(find_model(given))
+    raise UserError(f"no teacher at {given!r}: --teachers takes .safetensors files and run folders")
 
 
 def check_fit(settings: Namespace) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
+from torch import nn
 
 from nanogpt.errors import UserError
-from nanogpt.generation.checkpoint import Checkpoint
 from nanogpt.runs import Run, run_of
 from nanogpt.training.callbacks.checkpoints import resume_command
-from nanogpt.training.optimizer import is_fused, peak_learning_rates
+from nanogpt.training.optimizer import build_optimizer, is_fused, peak_learning_rates
 from nanogpt.training.schedule import is_scheduled, learning_rate_factor
+from nanogpt.training.training_state import TrainingState
 
 RUN_STATE_KEY = "RunState"  # of the callback, in a checkpoint
 
@@ -50,17 +51,15 @@ class ResumePoint:
             raise UserError(f"{self.path} was changed by another command: repeat this command")
 
 
-def find_resume_point(checkpoint: Checkpoint, modified_ns: int, trainer: Namespace) -> ResumePoint:
+def find_resume_point(
+    checkpoint: TrainingState, modified_ns: int, trainer: Namespace
+) -> ResumePoint:
     """Return the resume point of a checkpoint, given the settings of the trainer.
 
     Raises:
-        UserError: if the run has reached its last step, or the checkpoint has only weights.
+        UserError: if the run has reached its last step.
     """
     path, step, last = checkpoint.path, checkpoint.step, trainer.max_steps
-    if not checkpoint.content.get("optimizer_states") or "callbacks" not in checkpoint.content:
-        raise UserError(
-            f"{path} has no optimizer state: it can be sampled and evaluated, but not resumed"
-        )
     run = run_of(path)
     if run and run.folder.is_relative_to(Path.cwd()):
         run = Run(run.folder.relative_to(Path.cwd()))
@@ -86,9 +85,9 @@ def evaluation_interval(val_check_interval: float, accumulate_grad_batches: int)
 
 
 def override_optimizer_settings(
-    content: dict[str, Any], trainer: L.Trainer, hparams: Mapping[str, Any]
+    content: dict[str, Any], trainer: L.Trainer, net: nn.Module, hparams: Mapping[str, Any]
 ) -> None:
-    """Replace the optimizer settings in a checkpoint's content by the current hyperparameters.
+    """Replace the optimizer settings in a checkpoint's content by those of a new optimizer.
 
     This is done before Lightning loads the optimizer and the scheduler from it.
     """
@@ -97,14 +96,10 @@ def override_optimizer_settings(
         step, trainer.max_steps, hparams["schedule"], hparams["warmup_steps"]
     )
     rates = [peak * factor for peak in peaks]
-    groups = content["optimizer_states"][0]["param_groups"]
+    groups = build_optimizer(net, hparams, is_fused(trainer)).state_dict()["param_groups"]
     for group, peak, rate in zip(groups, peaks, rates, strict=True):
-        group.pop("initial_lr", None)
         group |= {"lr": rate} | ({"initial_lr": peak} if is_scheduled(hparams) else {})
-        group["weight_decay"] = hparams["weight_decay"]
-        if "betas" in group:  # AdamW
-            group["betas"] = tuple(hparams["betas"])
-            group["fused"] = is_fused(trainer)
+    content["optimizer_states"][0]["param_groups"] = groups
     scheduler = {"base_lrs": peaks, "last_epoch": step, "_step_count": step + 1}
     scheduler |= {"_last_lr": rates, "lr_lambdas": [None] * len(rates)}
     content["lr_schedulers"] = [scheduler] if is_scheduled(hparams) else []

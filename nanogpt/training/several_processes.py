@@ -15,6 +15,7 @@ import lightning as L
 from nanogpt.errors import Interrupted, UserError
 from nanogpt.processes import process_rank
 from nanogpt.training.callbacks import GracefulStop
+from nanogpt.training.callbacks.graceful_stop import SIGNALS
 from nanogpt.training.lightning_internals import spawning_launcher
 from nanogpt.training.log_filter import filter_logs
 from nanogpt.training.run_lock import lock_folder
@@ -27,7 +28,7 @@ class RunsWithLocks(Protocol):
     locks: ExitStack
 
 
-STOPPED = re.compile(r"stopped by (Ctrl-C|SIGTERM) .*")
+STOPPED = re.compile(r"stopped by (Ctrl-C|SIG\w+) .*")
 
 
 class SpawnedLogs(L.Callback):
@@ -50,7 +51,8 @@ def from_spawned(traceback: str) -> UserError | Interrupted | None:
         return UserError(line.strip())
     _, found, line = traceback.rpartition("\nnanogpt.errors.Interrupted: ")
     if found and (stopped := STOPPED.match(line)):
-        number = signal.SIGINT if stopped[1] == "Ctrl-C" else signal.SIGTERM
+        name = stopped[1]
+        number = signal.SIGINT if name == "Ctrl-C" else signal.Signals[name]
         return Interrupted(line.strip(), 128 + number)
     return None
 
@@ -74,7 +76,7 @@ def early_signals(trainer: L.Trainer) -> Iterator[None]:
     if trainer.world_size == 1 or process_rank() or not in_main:
         yield
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
     launcher = spawning_launcher(trainer)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it ends processes
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 
+from nanogpt.errors import UserError
 from nanogpt.notices import notice
 from nanogpt.training.callbacks import (
     BestCheckpoint,
@@ -70,7 +71,8 @@ def add_fit_parts(
         trainer.callbacks += [StepBar(title)] if shown else []
     plugins = as_list(trainer.plugins)
     if any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-        notice("checkpoints are written by the given plugin: a full disk may leave damaged ones")
-    else:
-        plugins = [*plugins, AtomicCheckpointIO()]
-    trainer.plugins = plugins
+        raise UserError(
+            "trainer.plugins cannot contain a CheckpointIO: fit writes checkpoints itself, each "
+            "complete or not at all, and with a model file beside it"
+        )
+    trainer.plugins = [*plugins, AtomicCheckpointIO()]

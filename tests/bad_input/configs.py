@@ -86,15 +86,15 @@ CONFIGS: dict[str, tuple[str | bytes, str]] = {
     ),
     "callback": (
         "trainer: {callbacks: [{class_path: os.system, init_args: {command: touch harm}}]}\n",
-        "trainer.callbacks cannot be",
+        "is not allowed",
     ),
     "callback2": (
         "trainer: {callbacks: [{class_path: subprocess.Popen, init_args: {args: [touch, harm]}}]}\n",
-        "trainer.callbacks cannot be",
+        "is not allowed",
     ),
     "logger": (
         "trainer: {logger: {class_path: os.system, init_args: {command: touch harm}}}\n",
-        "trainer.logger cannot be",
+        "is not allowed",
     ),
     "callback none": ("trainer: {callbacks: [{class_path: }]}\n", "trainer.callbacks cannot be"),
     "callback scalar": ("trainer: {callbacks: [3]}\n", "trainer.callbacks cannot be"),

@@ -29,7 +29,7 @@ FILES = {
 
 @pytest.fixture(scope="session")
 def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder: the files, a run, and a copy of its checkpoint."""
+    """The folder: the files, a run, and copies of its best checkpoint and model."""
     folder = tmp_path_factory.mktemp("prepared")
     for name, content in FILES.items():
         (folder / name).write_bytes(content)
@@ -39,7 +39,8 @@ def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["fit", "--config=base.yaml"]) == 0
     finally:
         os.chdir(before)
-    shutil.copy(folder / "lightning_logs/version_0/checkpoints/best.ckpt", folder / "best.ckpt")
+    for name in ("best.ckpt", "best.safetensors"):
+        shutil.copy(folder / "lightning_logs/version_0/checkpoints" / name, folder / name)
     return folder
 
 

@@ -125,7 +125,7 @@ def test_fit_writes_a_run_folder_and_prints_its_path(fit: Run, tmp_path: Path) -
     assert "M parameters" in outcome.out
     run_folder = tmp_path / "lightning_logs" / "version_0"
     kept = {path.name for path in (run_folder / "checkpoints").iterdir()}
-    assert kept == {"best.ckpt", "last.ckpt"}
+    assert kept == {"best.ckpt", "best.safetensors", "last.ckpt", "last.safetensors"}
     assert (run_folder / "config.yaml").is_file()
     assert list(run_folder.glob("events.out.tfevents.*"))
     assert "lightning_logs/version_0" in outcome.out.replace("\\", "/")
@@ -156,10 +156,10 @@ def test_predict_uses_the_run_with_the_highest_number(fit: Run, run: Run, tmp_pa
     logs = tmp_path / "lightning_logs"
     (logs / "version_0").rename(logs / "version_9")
     fit()
-    (logs / "version_10" / "checkpoints" / "best.ckpt").rename(tmp_path / "away.ckpt")
+    (logs / "version_10" / "checkpoints" / "best.safetensors").rename("away.safetensors")
     (logs / "version_11").mkdir()  # newer, but without a checkpoint
     assert "version_10" in run("predict", "--max_new_tokens=1").err
-    for path in (str(tmp_path / "away.ckpt"), str(logs / "version_9"), "last"):
+    for path in ("away.safetensors", str(logs / "version_9"), "last"):
         assert run("predict", "--max_new_tokens=1", f"--ckpt_path={path}").code == 0
 
 
@@ -180,8 +180,9 @@ def test_validate_accepts_a_checkpoint_outside_a_run_folder(
 ) -> None:
     fit()
     before = run("validate").out.splitlines()[1:]
-    (tmp_path / "lightning_logs/version_0/checkpoints/best.ckpt").rename(tmp_path / "my.ckpt")
-    outcome = run("validate", "--ckpt_path", "my.ckpt", "--data.corpus=text.txt")
+    best = tmp_path / "lightning_logs/version_0/checkpoints/best.safetensors"
+    best.rename(tmp_path / "my.safetensors")
+    outcome = run("validate", "--ckpt_path", "my.safetensors", "--data.corpus=text.txt")
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines()[1:] == before
 

@@ -11,7 +11,7 @@ import torch
 from nanogpt.generation.checkpoint import read_checkpoint
 from nanogpt.generation.generate import generate, load
 from nanogpt.models.registry import ARCHITECTURES, build_model
-from nanogpt.runs import find_checkpoint
+from nanogpt.runs import find_model
 from tests.command_lines import Run, is_one_line
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "architecture.md"
@@ -48,13 +48,13 @@ def succeed(run: Run, *argv: str) -> str:
 
 
 def last_weights(version: int) -> dict[str, torch.Tensor]:
-    path = Path(f"lightning_logs/version_{version}/checkpoints/last.ckpt")
+    path = Path(f"lightning_logs/version_{version}/checkpoints/last.safetensors")
     return read_checkpoint(path).model.state_dict()
 
 
 def test_training_resuming_and_sampling(run: Run, architecture: str) -> None:
     out = succeed(run, "fit", "--config=config.yaml", "--model.width=10")
-    assert read_checkpoint(find_checkpoint()).settings["width"] == 10  # overrides the config
+    assert read_checkpoint(find_model()).settings["width"] == 10  # overrides the config
     assert "step 6: train loss " in out
     printed = re.findall(r"step 6: train loss (\S+), val loss (\S+)", out)[0]
     validated = succeed(run, "validate")

@@ -13,19 +13,21 @@ import torch
 from nanogpt.commands import predict
 from nanogpt.commands.main import main
 from nanogpt.generation import generate as generate_module
+from nanogpt.generation.checkpoint import model_file
 from nanogpt.generation.generate import generate, generate_many, load
 from nanogpt.models import build_model
 from tests.command_lines import Outcome, Run, is_one_line
+from tests.model_files import change_weights
 from tests.models.oracles import DIVIDING, randomize
 
 LETTERS = "\n abcdefgé🎭"
 SETTINGS: dict[str, Any] = {**DIVIDING, "block_size": 8, "vocab_size": len(LETTERS)}
-BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
+BEST = Path("lightning_logs/version_0/checkpoints/best.safetensors")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A checkpoint in the format of `fit`, of a model with random weights."""
+def checkpoint() -> bytes:
+    """The model file of a model with random weights."""
     weights = randomize(build_model("gpt", **SETTINGS)).float().state_dict()
     hparams = {"architecture": "gpt", "vocabulary": LETTERS, **SETTINGS}
     content = {
@@ -34,9 +36,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         "global_step": 7,
         "CharDataModule": {},
     }
-    path = tmp_path_factory.mktemp("run") / "best.ckpt"
-    torch.save(content, path)
-    return path.read_bytes()
+    return model_file(content)
 
 
 @pytest.fixture
@@ -209,14 +209,20 @@ def test_seed_after_the_largest_is_0(sample: Run, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("options", [[], ["--num_samples=2"], ["--top_k=2", "--top_p=.5"]], ids=str)
 def test_model_that_returns_nan_gets_a_one_line_error(sample: Run, options: list[str]) -> None:
-    content = torch.load(BEST, weights_only=True)
-    content["state_dict"]["net.lm_head.bias"][0] = float("nan")
-    torch.save(content, BEST)
+    # finite weights, whose products are not
+    change_weights(BEST, BEST, lambda weights: weights["lm_head.weight"].fill_(3e38))
     outcome = sample(*options)
     assert outcome.code == 2
     assert outcome.out == ""
     error = outcome.err.splitlines()[-1]
     assert error.startswith("error: the model returned NaN: its training diverged")
+
+
+def test_weights_that_are_not_finite_are_refused(sample: Run) -> None:
+    change_weights(BEST, BEST, lambda weights: weights["lm_head.bias"][0].fill_(float("nan")))
+    outcome = sample()
+    assert outcome.code == 2
+    assert "the weight lm_head.bias is not finite" in outcome.err
 
 
 # output
@@ -487,7 +493,7 @@ MISTAKES = [
     (["--output=loop/new.txt"], "cannot be created: "),
     (["--prompt_file=loop"], "'loop' cannot be read: Too many levels of symbolic links"),
     ([f"--prompt_file={'n' * 300}"], "File name too long"),
-    ([f"--ckpt_path={'n' * 300}"], "no checkpoint at"),
+    ([f"--ckpt_path={'n' * 300}"], "no model at"),
     (["--prompt=caf\udce9"], r"the character '\udce9' at position 3"),
     (["--output=."], "File exists"),
     (["--output=prompt.txt"], "File exists"),
@@ -495,8 +501,8 @@ MISTAKES = [
     (["--interactive", "--prompt_file=-"], "interactive"),
     (["--interactive", "--num_samples=2"], "interactive"),
     (["--interactive", "--output=new.txt"], "interactive"),
-    (["--ckpt_path=missing.ckpt"], "missing.ckpt"),
-    (["--ckpt_path=prompt.txt"], "cannot be read as a nanogpt checkpoint"),
+    (["--ckpt_path=missing.safetensors"], "missing.safetensors"),
+    (["--ckpt_path=prompt.txt"], "cannot be read as a nanogpt model"),
 ]
 
 

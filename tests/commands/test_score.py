@@ -15,12 +15,13 @@ from nanogpt.commands import score
 from nanogpt.generation.checkpoint import load_checkpoint
 from nanogpt.insight.html_report import Summary
 from nanogpt.insight.printable import printable_line
-from nanogpt.runs import find_checkpoint
+from nanogpt.runs import find_model
 from nanogpt.text.pastiche import pastiche
 from tests.command_lines import Run
+from tests.model_files import change_weights
 
 TEXT = pastiche()[2000:].lstrip()[:900]
-BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
+BEST = Path("lightning_logs/version_0/checkpoints/best.safetensors")
 CHECKPOINT: list[bytes] = []  # trained once for all tests
 
 
@@ -62,7 +63,7 @@ def test_numbers_are_those_of_one_forward_pass(run: Run) -> None:
     outcome = run("score", "--text", "short.txt")
     assert outcome.code == 0, outcome.err
     first = outcome.out.splitlines()[0].replace("\\", "/")
-    assert first.strip() == "short.txt under lightning_logs/version_0/checkpoints/best.ckpt"
+    assert first.strip() == "short.txt under lightning_logs/version_0/checkpoints/best.safetensors"
     found = numbers(outcome.out)
     assert found["characters"] == "8"
     assert float(found["loss"]) == pytest.approx(loss.item(), abs=6e-5)
@@ -187,9 +188,12 @@ MISTAKES = [
     (["--text=foreign.txt", "--on_unknown=skip"], "no character of the text"),
     (["--text=foreign.txt"], "'é' at position 0"),
     (["--text=my.txt", "--on_unknown=guess"], "error, skip"),
-    (["--text=my.txt", "--ckpt_path=missing.ckpt"], "missing.ckpt"),
-    (["--text=my.txt", "--ckpt_path=my.txt"], "cannot be read as a nanogpt checkpoint"),
-    (["--text=my.txt", "--ckpt_path=nan.ckpt"], "the model returned NaN: its training diverged"),
+    (["--text=my.txt", "--ckpt_path=missing.safetensors"], "missing.safetensors"),
+    (["--text=my.txt", "--ckpt_path=my.txt"], "cannot be read as a nanogpt model"),
+    (
+        ["--text=my.txt", "--ckpt_path=nan.safetensors"],
+        "the model returned NaN: its training diverged",
+    ),
     (["--text=my.txt", "--html=my.txt"], "'my.txt' already exists"),
     (["--text=my.txt", "--html=empty.txt"], "'empty.txt' already exists"),
     (["--text=my.txt", "--html=late.html"], "'late.html' already exists"),
@@ -201,9 +205,9 @@ MISTAKES = [
     (["--text=my.txt", f"--html={'n' * 300}/page.html"], "cannot be written (File name too long)"),
     (["--text=my.txt", "--html=loop"], "'loop' already exists"),
     (["--text=my.txt", "--html=loop/page.html"], "folder that does not exist"),
-    (["--text=my.txt", f"--ckpt_path={'n' * 300}"], "no checkpoint at"),
-    (["--text=my.txt", "--ckpt_path=loop"], "no checkpoint at"),
-    (["--text=my.txt", "--ckpt_path=a\0b"], r"no checkpoint at 'a\x00b'"),
+    (["--text=my.txt", f"--ckpt_path={'n' * 300}"], "no model at"),
+    (["--text=my.txt", "--ckpt_path=loop"], "no model at"),
+    (["--text=my.txt", "--ckpt_path=a\0b"], r"no model at 'a\x00b'"),
 ]
 
 
@@ -216,9 +220,8 @@ def test_mistake_gets_a_one_line_error_and_changes_no_file(
     Path("foreign.txt").write_text("éé", encoding="utf-8")
     Path("loop").symlink_to("loop")
     Path("late.html").write_text(" " * 1000 + 'content="nanogpt score"', encoding="utf-8")
-    content = torch.load(find_checkpoint(), weights_only=True)
-    content["state_dict"]["net.lm_head.bias"][0] = float("nan")
-    torch.save(content, "nan.ckpt")
+    nan = Path("nan.safetensors")
+    change_weights(find_model(), nan, lambda weights: weights["lm_head.weight"].fill_(3e38))
     before = {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()}
     for options, expected in MISTAKES:
         set_stdin(monkeypatch, b"a\xff")
@@ -227,7 +230,7 @@ def test_mistake_gets_a_one_line_error_and_changes_no_file(
         *progress, error = outcome.err.splitlines()
         assert error.startswith("error: "), outcome.err
         assert expected in error
-        assert bool(progress) == ("--ckpt_path=nan.ckpt" in options)
+        assert bool(progress) == ("--ckpt_path=nan.safetensors" in options)
         assert outcome.out == ""
     assert {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()} == before
 

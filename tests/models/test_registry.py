@@ -59,7 +59,7 @@ def test_a_setting_of_none_takes_its_default() -> None:
         ("gpt", {"n_layer": 2.0}, "n_layer cannot be 2.0"),
         ("gpt", {"n_layer": True}, "n_layer cannot be True"),
         ("gpt", {"dropout": "much"}, "dropout cannot be 'much'"),
-        ("gpt", {"n_layer": 1001}, "n_layer must be at most 1,000, not 1,001"),
+        ("gpt", {"n_layer": 301}, "n_layer must be at most 300, not 301"),
         ("modern", {"token_shift": 1}, "token_shift cannot be 1"),
         ("ablated_gpt", {"parts": "attention"}, "parts cannot be 'attention'"),
         ("ablated_gpt", {"parts": [3]}, "parts cannot be"),

@@ -420,7 +420,7 @@ FLAGS: dict[str, list[Row]] = {
         Row((parts("plugins", "lightning.pytorch.plugins.environments.LightningEnvironment"),)),
         Row(
             (parts("plugins", "lightning.pytorch.plugins.io.TorchCheckpointIO"),),
-            err="notice: checkpoints are written by the given plugin.*\n",
+            refused="CheckpointIO",
         ),
         flag("plugins=[telepathy]", refused="telepathy|plugins"),
     ],

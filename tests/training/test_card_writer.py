@@ -78,7 +78,7 @@ def test_tensorboard_has_attention_maps_and_loss_by_position(finish: Run) -> Non
     (image,) = found.Images("attention/layer_2")
     assert image.step == 6
     assert image.width > image.height > 400
-    best = read_checkpoint(run_folder() / "checkpoints" / "best.ckpt")
+    best = read_checkpoint(run_folder() / "checkpoints" / "best.safetensors")
     expected = loss_by_position(best.model, best.tokenizer.encode(pastiche()[4500:5000]))
     recorded = curves(run_folder())["loss_by_position/val"]
     assert list(recorded) == [1, 2, 3, 4, 6, 8]

@@ -89,7 +89,7 @@ def test_distilled_run_learns_from_its_teachers_and_is_evaluated_on_the_text(fit
     assert (distilled.code, distilled.err) == (0, "")
     assert printed_losses(distilled.out)[0] == printed_losses(plain.out)[0]
     assert curves(run_folder(2))["loss/batch"] != curves(run_folder(3))["loss/batch"]
-    teachers = [str(run_folder(n) / "checkpoints" / "best.ckpt") for n in (0, 1)]
+    teachers = [str(run_folder(n) / "checkpoints" / "best.safetensors") for n in (0, 1)]
     assert f"\nteachers: {teachers[0]}, {teachers[1]}\n" in distilled.out
     saved = yaml.safe_load((run_folder(3) / "config.yaml").read_text())["teachers"]
     assert saved == teachers
@@ -126,7 +126,7 @@ def test_trained_model_needs_no_teachers(fit: Run, run: Run) -> None:
         (["--teachers=[nowhere]"], "no teacher at 'nowhere': --teachers takes"),
         ([f"--teachers=[{'a' * 300}]"], "no teacher at 'aaa"),
         (["--teachers=[best]"], "no teacher at 'best'"),
-        (["--teachers=[other.txt]"], "cannot be read as a nanogpt checkpoint"),
+        (["--teachers=[other.txt]"], "cannot be read as a nanogpt model"),
         (["--teachers=here"], "teachers cannot be 'here'; it takes a list: [ONE, OTHER]"),
     ],
 )

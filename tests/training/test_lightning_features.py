@@ -132,8 +132,15 @@ def torch_settings() -> Iterator[None]:
 
 
 def resume(run: Run, folder: Path | str, *options: str) -> Outcome:
-    """Resume a run with its own config, for 8 steps unless the options say otherwise."""
-    return run("fit", f"--ckpt_path={folder}", "--trainer.max_steps=8", *options)
+    """Resume a run with its own config, for 8 steps unless the options say otherwise.
+
+    A config that names classes of the user has to be given.
+    """
+    command = ("fit", f"--ckpt_path={folder}", "--trainer.max_steps=8", *options)
+    outcome = run(*command)
+    if "if you trust it" not in outcome.err:
+        return outcome
+    return run("fit", f"--config={folder}/config.yaml", *command[1:])
 
 
 def check(fit: Run, row: Row, tmp_path: Path) -> Path | None:

@@ -24,6 +24,7 @@ from nanogpt.training.lightning_module import LanguageModel
 from tests.command_lines import Run
 from tests.training.oracles import curves, events, printed_losses, run_folder, saved_weights
 
+CHECKPOINTS = {"best.ckpt", "best.safetensors", "last.ckpt", "last.safetensors"}
 EVALUATION_METRICS = ["loss", "perplexity", "bits_per_character"]
 TRAINING_METRICS = ["loss/batch", "learning_rate", "characters_per_second"]
 NGRAM_METRICS = [f"ngrams/{n}_{kind}" for n in NAMES.values() for kind in ("entropy", "held_out")]
@@ -96,7 +97,7 @@ def test_each_evaluation_logs_a_sample(fit: Run) -> None:
         lines = sample.split("\n")
         assert all(line.startswith("    ") for line in lines)  # Markdown code block
         assert len("\n".join(line[4:] for line in lines)) == 20
-    last = read_checkpoint(run_folder() / "checkpoints" / "last.ckpt")
+    last = read_checkpoint(run_folder() / "checkpoints" / "last.safetensors")
     text = sample_text(last.model, last.tokenizer, 20, seed=6)
     assert samples[6] == "\n".join("    " + line for line in text.split("\n"))
 
@@ -240,7 +241,7 @@ def test_run_without_logger_has_a_folder_but_no_curves(fit: Run) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     assert list(printed_losses(outcome.out)) == [0, 4, 6]
     files = {path.name for path in run_folder().rglob("*") if path.is_file()}
-    assert files - {".lock"} == {"config.yaml", "best.ckpt", "last.ckpt"}
+    assert files - {".lock"} == {"config.yaml", *CHECKPOINTS}
 
 
 def test_fast_dev_run_takes_one_step_and_leaves_no_files(fit: Run, tmp_path: Path) -> None:

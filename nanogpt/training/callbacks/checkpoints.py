@@ -15,8 +15,9 @@ from torch import Tensor
 
 from nanogpt.atomic import write_atomically
 from nanogpt.errors import UserError
+from nanogpt.generation.checkpoint import model_file
 from nanogpt.notices import notice, program
-from nanogpt.runs import LOGS, Run, newest_run
+from nanogpt.runs import LOGS, MODEL, Run, newest_run
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -136,7 +137,10 @@ class LastCheckpoint(Checkpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Replaces checkpoint files atomically, and refuses values that are not finite."""
+    """Replaces checkpoint files atomically, and refuses values that are not finite.
+
+    Each checkpoint has a model file of the same name beside it, to sample and to share.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -160,6 +164,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(target, content.getbuffer())
+            if step is not None:
+                write_atomically(target.with_suffix(MODEL), model_file(checkpoint))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -170,6 +176,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"{error.strerror} at {error.filename}{size}: the run stopped at step {step}; "
                 f"{describe_last(target.parent)}; free some space{resume}"
             ) from error
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint and its model file."""
+        super().remove_checkpoint(path)
+        Path(path).with_suffix(MODEL).unlink(missing_ok=True)
 
 
 def leave_out_unreadable_states(states: dict[str, Any]) -> None:

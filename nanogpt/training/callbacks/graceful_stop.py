@@ -17,9 +17,12 @@ from nanogpt.notices import notice
 from nanogpt.runs import Run
 from nanogpt.training.callbacks.checkpoints import LastCheckpoint, last_checkpoint, resume_command
 
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+SIGNALS += [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # the terminal was closed
+
 
 class GracefulStop(Callback):
-    """Saves the step under way and ends the run on Ctrl-C or SIGTERM.
+    """Saves the step under way and ends the run on Ctrl-C, SIGTERM or SIGHUP.
 
     A second Ctrl-C stops at once.
 
@@ -57,10 +60,10 @@ class GracefulStop(Callback):
             notice(f"Ctrl-C at step {trainer.global_step}; {last_checkpoint(trainer)}")
 
     def install_handlers(self) -> None:
-        """Replace the handlers of both signals; Lightning restores the previous ones at the end."""
+        """Replace the handlers of the signals; Lightning restores the previous ones at the end."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
                 signal.signal(number, self._handle)
 
@@ -80,7 +83,7 @@ class GracefulStop(Callback):
             self.requested_by = signal.Signals(number)
             kill(self.requested_by)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             signal.signal(number, forward)
 
     def stop_if_requested(self, trainer: L.Trainer) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from nanogpt.notices import print_text
 from nanogpt.training import console
 from nanogpt.training.datamodule import CharDataModule
 from nanogpt.training.hardware_settings import limit_threads
@@ -38,4 +39,4 @@ class Header(Callback):
             console.warn_about_replaced_corpus(data.corpus)
         console.print_header(trainer, pl_module, data, self.folder)
         if self.teachers:
-            print(f"teachers: {', '.join(self.teachers)}")
+            print_text(f"teachers: {', '.join(self.teachers)}")

@@ -8,12 +8,13 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from nanogpt.generation.checkpoint import read_checkpoint
 from nanogpt.insight.reference import Losses
 from nanogpt.runs import Run
 from nanogpt.training import resume
 from nanogpt.training.evaluations import is_evaluation
 from nanogpt.training.lightning_internals import let_any_step_be_the_last, set_loop_counters
+from nanogpt.training.lightning_module import LanguageModel
+from nanogpt.training.training_state import read_training_state
 
 
 class RunState(Callback):
@@ -53,7 +54,7 @@ class RunState(Callback):
     def read(self, run: Run) -> None:
         """Take the state from a run's last checkpoint: spawned processes have a copy of this."""
         if path := run.checkpoint("last"):
-            content = read_checkpoint(path).content
+            content = read_training_state(path).content
             self.load_state_dict(content["callbacks"][resume.RUN_STATE_KEY])
             self.step = content["global_step"]
 
@@ -63,11 +64,12 @@ class RunState(Callback):
         """Set the counters and the optimizer's settings, before Lightning restores the rest."""
         if trainer.state.fn != "fit":
             return
+        assert isinstance(pl_module, LanguageModel)
         checkpoint.pop("loops", None)  # computed here, for any number of micro-batches
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # counts from 0
         set_loop_counters(trainer, checkpoint["global_step"])
-        resume.override_optimizer_settings(checkpoint, trainer, pl_module.hparams)
+        resume.override_optimizer_settings(checkpoint, trainer, pl_module.net, pl_module.hparams)
         interval = resume.evaluation_interval(
             trainer.val_check_interval, trainer.accumulate_grad_batches
         )

@@ -19,7 +19,8 @@ from nanogpt.training.callbacks.checkpoints import (
 )
 from nanogpt.training.datamodule import CharDataModule
 from nanogpt.training.lightning_module import LanguageModel
-from tests.command_lines import Run
+from tests.command_lines import Outcome, Run
+from tests.training.oracles import run_folder
 
 ROOT = Path(__file__).parents[3]
 FOLDER = Path("lightning_logs/version_0/checkpoints")
@@ -70,7 +71,12 @@ def test_full_disk_leaves_the_old_checkpoint_intact(
 ) -> None:
     target = tmp_path / "last.ckpt"
     first, second = (
-        {"global_step": step, "state_dict": {"weight": torch.zeros(2)}} for step in (1, 2)
+        {
+            "global_step": step,
+            "state_dict": {"weight": torch.zeros(2)},
+            "hyper_parameters": {"vocabulary": "ab"},
+        }
+        for step in (1, 2)
     )
     AtomicCheckpointIO().save_checkpoint(first, target)
 
@@ -81,7 +87,7 @@ def test_full_disk_leaves_the_old_checkpoint_intact(
     with pytest.raises(UserError, match=r"No space left on device at .*last.ckpt"):
         AtomicCheckpointIO().save_checkpoint(second, target)
     assert torch.load(target, weights_only=True)["global_step"] == 1
-    assert list(tmp_path.iterdir()) == [target]
+    assert set(tmp_path.iterdir()) == {target, target.with_suffix(".safetensors")}
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
@@ -149,19 +155,33 @@ def test_damaged_checkpoint_is_replaced_by_the_other_one(
     assert outcome.code == 0, outcome.err
     assert "last.ckpt is damaged" in outcome.err.splitlines()[0]
     assert step_of(FOLDER / "last.ckpt") == 8
+    damage(FOLDER / "last.ckpt", content)
     damage(FOLDER / "best.ckpt", content)
+    check_refused(run("fit", "--ckpt_path=last"), "neither ")
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", None])
+def test_damaged_model_is_replaced_by_the_other_one(
+    fit: Run, run: Run, content: bytes | None
+) -> None:
+    fit()
+    best, last = FOLDER / "best.safetensors", FOLDER / "last.safetensors"
+    damage(best, content)
     for command in (["predict", "--max_new_tokens=1"], ["validate"]):
         outcome = run(*command)
         assert outcome.code == 0, outcome.err
-        assert f"best.ckpt is damaged: using {FOLDER / 'last.ckpt'} instead" in outcome.err
-    named = run("predict", f"--ckpt_path={FOLDER / 'best.ckpt'}")
-    assert named.code == 2  # a file given by name has no fallback
-    damage(FOLDER / "last.ckpt", content)
-    for command in (["predict"], ["validate"], ["fit", "--ckpt_path=last"]):
-        outcome = run(*command)
-        assert outcome.code == 2
-        assert outcome.err.count("\n") == 1
-        assert "neither " in outcome.err
+        assert f"best.safetensors is damaged: using {last} instead" in outcome.err
+    # a file given by name has no fallback
+    check_refused(run("predict", f"--ckpt_path={best}"), "cannot be read as a nanogpt model")
+    damage(last, content)
+    for command in (["predict"], ["validate"]):
+        check_refused(run(*command), "neither ")
+
+
+def check_refused(outcome: Outcome, message: str) -> None:
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+    assert message in outcome.err
 
 
 def damage(path: Path, content: bytes | None) -> None:
@@ -189,7 +209,11 @@ def test_state_that_cannot_be_read_again_is_left_out_with_a_notice(fit: Run, run
     assert outcome.code == 0
     assert "the state of the callback HasNumpyState is not saved" in outcome.err
     assert run("predict", "--max_new_tokens=1").code == 0
-    assert run("fit", "--ckpt_path=last", "--trainer.max_steps=8").code == 0
+    config = str(run_folder() / "config.yaml")  # it names a class that is not Lightning's
+    assert "names the class" in run("fit", "--ckpt_path=last", "--trainer.max_steps=8").err
+    more = (f"--config={config}", "--ckpt_path=last", "--trainer.max_steps=8")
+    resumed = run("fit", *more)
+    assert resumed.code == 0, resumed.err
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")

@@ -58,7 +58,7 @@ def test_callback_can_be_replaced_in_a_config(fit: Run) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     assert Path("marker").exists()
     assert Path("elsewhere/last.ckpt").is_file()
-    assert [path.name for path in FOLDER.iterdir()] == ["best.ckpt"]
+    assert {path.stem for path in FOLDER.iterdir()} == {"best"}
 
 
 def test_callback_of_the_user_replaces_the_default_of_its_class(fit: Run) -> None:
@@ -91,5 +91,5 @@ def test_moved_run_keeps_its_best_checkpoint(fit: Run, run: Run) -> None:
     assert outcome.code == 0, outcome.err
     assert "in moved, resumed at step 40" in outcome.out
     assert Path("moved/checkpoints/best.ckpt").read_bytes() == best
-    assert "best.ckpt:" in outcome.out
+    assert "best.safetensors:" in outcome.out
     assert "more text    python cli.py predict --ckpt_path moved" in outcome.out
