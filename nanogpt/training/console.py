@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import Checkpoint
 from nanogpt.generation.generate import sample_text
 from nanogpt.insight.reference import Losses, best_losses, comparison_table, reference_curve
@@ -149,8 +150,14 @@ def print_run(checkpoint: Checkpoint, seed: int) -> None:
 
 
 def print_validation(trainer: L.Trainer, corpus: str, checkpoint: Checkpoint) -> None:
-    """Print loss, perplexity and bits per character of both splits."""
+    """Print loss, perplexity and bits per character of both splits.
+
+    Raises:
+        UserError: if a loss is not finite.
+    """
     metrics = trainer.callback_metrics
+    if not all(math.isfinite(value) for value in metrics.values()):
+        raise UserError(f"the loss of {checkpoint.path} is not finite: its training diverged")
     print_text(f"{checkpoint.path}, after step {checkpoint.step}, on {corpus}:")
     print("         loss  perplexity  bits per character")
     for split in ("train", "val"):

@@ -14,6 +14,7 @@ from nanogpt.notices import program
 from nanogpt.resources import CONFIGS, shipped_configs
 from nanogpt.text.pastiche import pastiche
 from tests.command_lines import Run, is_one_line
+from tests.model_files import change_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -185,6 +186,16 @@ def test_validate_accepts_a_checkpoint_outside_a_run_folder(
     outcome = run("validate", "--ckpt_path", "my.safetensors", "--data.corpus=text.txt")
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines()[1:] == before
+
+
+def test_validate_reports_losses_that_are_not_finite(fit: Run, run: Run) -> None:
+    fit()
+    best = Path("lightning_logs/version_0/checkpoints/best.safetensors")
+    change_weights(best, best, lambda weights: weights["lm_head.weight"].fill_(3e38))
+    outcome = run("validate")
+    assert outcome.code == 2
+    assert is_one_line(outcome.err)
+    assert "is not finite: its training diverged" in outcome.err
 
 
 def test_replaced_corpus_is_announced_and_recorded(fit: Run, run: Run, tmp_path: Path) -> None:
