@@ -73,7 +73,8 @@ def run(argv: list[str], seconds: float | None = None) -> int:
 def unreadable(run_folder: Path) -> list[str]:
     """Read every checkpoint and config in a run folder; return an error for each damaged file."""
     errors = []
-    for path in [*run_folder.glob("checkpoints/*"), *run_folder.glob("*.yaml")]:
+    models = run_folder.glob("checkpoints/*.safetensors")
+    for path in [*run_folder.glob("checkpoints/*.ckpt"), *models, *run_folder.glob("*.yaml")]:
         try:
             if path.suffix == ".ckpt":
                 torch.load(path, weights_only=True)["state_dict"]

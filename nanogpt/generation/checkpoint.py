@@ -212,6 +212,7 @@ def _parse(metadata: Mapping[str, str] | None) -> dict[str, Any]:
             raise ValueError(f"{name} cannot be {info.get(name)!r}")
     _check_values(info)
     info["settings"]["vocabulary"] = info["vocabulary"]
+    info.setdefault("val_loss", None)  # of a step that was not evaluated
     return dict(info)
 
 

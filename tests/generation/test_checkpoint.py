@@ -100,6 +100,12 @@ def filled(value: float) -> bytes:
     return with_weights(lambda weights: weights["ln_f.bias"].fill_(value))
 
 
+def test_step_that_was_not_evaluated_has_no_val_loss() -> None:
+    for value in (None, ...):
+        Path("model.safetensors").write_bytes(changed(val_loss=value))
+        assert read_checkpoint(Path("model.safetensors")).val_loss is None
+
+
 WRONG: dict[str, tuple[Callable[[], bytes], str]] = {
     "a checkpoint": (lambda: pickle.dumps(content()[1]["hyper_parameters"]), "header"),
     "truncated": (lambda: changed()[:-200], "Error"),
