@@ -63,21 +63,25 @@ def find_model(ckpt_path: str = "best") -> Path:
         ckpt_path: ``best`` or ``last`` of the newest run, a run folder, a model file, or a
             checkpoint with a model file beside it.
     """
+    place, found = Path(ckpt_path), None
     if ckpt_path in ("best", "last"):
-        run, which = newest_run(), "best" if ckpt_path == "best" else "last"
-        found = run.model("best" if which == "best" else "last")
-        place = str(run.folder)
+        place = newest_run().folder
+        found = Run(place).model("best" if ckpt_path == "best" else "last")
     else:
-        path = Path(ckpt_path)
-        place, found = ckpt_path, None
         with suppress(OSError, ValueError):  # not a valid file name
-            file = path.with_suffix(MODEL) if path.suffix == STATE else path
-            found = file if file.is_file() else Run(path).model()
+            file = place.with_suffix(MODEL) if place.suffix == STATE else place
+            found = file if file.is_file() else Run(place).model()
     if found:
         return found
+    with suppress(OSError):
+        if (place.suffix == STATE and place.is_file()) or Run(place).checkpoint():
+            raise UserError(
+                f"{place} has no {MODEL} file beside its {STATE} file, as those of an older "
+                "version: resume the run once, which writes one, or train again"
+            )
     raise UserError(
-        f"no model at {place!r}: --ckpt_path takes a {MODEL} file, a run folder, or best or last "
-        "(of the newest run)"
+        f"no model at {ckpt_path!r}: --ckpt_path takes a {MODEL} file, a run folder, or best or "
+        "last (of the newest run)"
     )
 
 

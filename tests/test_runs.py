@@ -74,7 +74,7 @@ def test_run_with_only_models_or_only_checkpoints_counts() -> None:
         folder = make_run(f"version_{number}")
         (folder / "checkpoints" / f"last{suffix}").touch()
         assert newest_run() == Run(folder)
-    with pytest.raises(UserError, match="no model at"):
+    with pytest.raises(UserError, match=r"no \.safetensors file beside"):
         find_model()
     assert find_model(str(LOGS / "version_0")).name == "last.safetensors"
 
@@ -97,7 +97,7 @@ def test_model_is_found_beside_its_checkpoint_but_not_the_reverse() -> None:
     with pytest.raises(UserError, match=r"only a model: a run resumes from its .ckpt file"):
         find_checkpoint(str(last.with_suffix(MODEL)))
     last.with_suffix(MODEL).unlink()
-    with pytest.raises(UserError, match="no model at"):
+    with pytest.raises(UserError, match=r"no \.safetensors file beside"):
         find_model(str(last))
 
 
@@ -130,3 +130,11 @@ def test_run_of_a_checkpoint() -> None:
     assert run_of(Path("away.ckpt")) is None
     (folder / "config.yaml").unlink()
     assert run_of(folder / "checkpoints" / "best.ckpt") is None
+
+
+def test_checkpoint_without_a_model_file_is_named_as_of_an_older_version() -> None:
+    folder = make_run("version_0", "last")
+    (folder / "checkpoints" / "last.safetensors").unlink()
+    for path in ("best", str(folder), str(folder / "checkpoints" / "last.ckpt")):
+        with pytest.raises(UserError, match="as those of an older version: resume the run once"):
+            find_model(path)

@@ -16,6 +16,7 @@ from nanogpt.processes import is_first_on_machine, process_rank, silence
 from nanogpt.resources import find_config, shipped_configs
 
 COMMANDS = ("fit", "validate", "predict", "score", "ladder")
+MAX_LINE = 900  # characters of an error
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 NOT_A_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
@@ -188,5 +189,9 @@ def resolve_configs(command: str, options: list[str]) -> list[str]:
 
 def fail(message: str) -> int:
     """Print an error on stderr and return the exit code of a user's mistake."""
-    print_message(f"error: {message}")
+    # a message may quote a text of any length from a file
+    lines = [
+        line if len(line) <= MAX_LINE else line[:MAX_LINE] + "…" for line in message.split("\n")
+    ]
+    print_message("error: " + "\n".join(lines))
     return 2

@@ -137,8 +137,9 @@ def place_loggers(trainer: Namespace, point: ResumePoint | None) -> None:
 
 def loggers_of_run(run: Run) -> set[tuple[str, ...]]:
     """Return the keys of the loggers in the config of a run."""
-    settings = yaml.safe_load(run.config.read_text(encoding="utf-8"))["trainer"].get("logger")
-    return {key_of(entry) for entry in as_list(settings) if isinstance(entry, dict)}
+    trainer = yaml.safe_load(run.config.read_text(encoding="utf-8")).get("trainer") or {}
+    entries = as_list(trainer.get("logger"))
+    return {key_of(entry) for entry in entries if isinstance(entry, dict) and "class_path" in entry}
 
 
 def key_of(entry: Any) -> tuple[str, ...]:

@@ -188,6 +188,13 @@ def test_validate_accepts_a_checkpoint_outside_a_run_folder(
     assert outcome.out.splitlines()[1:] == before
 
 
+def test_long_error_is_cut_off(run: Run) -> None:
+    outcome = run("fit", "--config", "x" * 5000)
+    assert outcome.code == 2
+    assert is_one_line(outcome.err)
+    assert len(outcome.err) < 1000
+
+
 def test_validate_reports_losses_that_are_not_finite(fit: Run, run: Run) -> None:
     fit()
     best = Path("lightning_logs/version_0/checkpoints/best.safetensors")
