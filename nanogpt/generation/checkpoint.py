@@ -8,12 +8,12 @@ import json
 import math
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from nanogpt.errors import UserError
 from nanogpt.models.registry import Model, build_model, config_class
 from nanogpt.notices import notice
-from nanogpt.runs import find_model
+from nanogpt.runs import MODEL, find_model
 from nanogpt.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 METADATA_KEY = "nanogpt"
 MAX_HEADER = 2**22  # bytes; safetensors itself reads up to 100 MB, which takes gigabytes
@@ -70,24 +72,42 @@ def load_checkpoint(ckpt_path: str = "best") -> Checkpoint:
     Args:
         ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a file.
     """
-    path = find_model(ckpt_path)
+    return read_or_other(read_checkpoint, find_model(ckpt_path), ckpt_path)
+
+
+def read_or_other(read: Callable[[Path], T], path: Path, ckpt_path: str) -> T:
+    """Read a file of a run or, if it is damaged, the ``best`` or ``last`` one beside it.
+
+    Args:
+        read: raises a UserError if the file is damaged.
+        path: of the file that was found for ``ckpt_path``.
+        ckpt_path: if it names a file instead of a run, no other is read.
+    """
     try:
-        return read_checkpoint(path)
+        return read(path)
     except UserError as error:
-        name = "last" if path.stem == "best" else "best"
-        other = path.with_name(f"{name}.safetensors")
-        is_file = Path(ckpt_path).suffix == ".ckpt" or Path(ckpt_path).is_file()
-        if is_file or not other.is_file():
+        other = path.with_stem("last" if path.stem == "best" else "best")
+        if path.parent == Path(ckpt_path).parent or not other.is_file():
             raise
         try:
-            checkpoint = read_checkpoint(other)
+            content = read(other)
         except UserError:
             raise UserError(
                 f"neither {path} nor {other.name} in the same folder can be read: pass another "
-                f"model to --ckpt_path, or train again ({error})"
+                f"run or file to --ckpt_path, or train again ({error})"
             ) from error
         notice(f"{path} is damaged: using {other} instead")
-        return checkpoint
+        return content
+
+
+def unreadable(path: Path, error: Exception, kind: str, suffix: str) -> UserError:
+    """Return the error for a damaged file, or one of another kind, with a reason in ASCII."""
+    name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    reason = ascii(" ".join(f"{name}{error}".split())[:100])[1:-1]
+    return UserError(
+        f"{str(path)!r} cannot be read as a nanogpt {kind} ({reason}); give the path of a "
+        f"{suffix} file from lightning_logs/version_N/checkpoints/"
+    )
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -97,7 +117,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         check_header(path)
-        with utf8_path(path) as name, safe_open(name, framework="pt") as file:
+        with utf8_path(path) as file_name, safe_open(file_name, framework="pt") as file:
             info = _parse(file.metadata())
             tokenizer = Tokenizer(info["vocabulary"])
             model = build_on_meta(info["settings"], len(tokenizer.vocabulary))
@@ -110,12 +130,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         check_finite(weights)
         model.load_state_dict(weights, assign=True)
     except Exception as error:  # a damaged file can fail in any way
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        reason = ascii(" ".join(f"{kind}{error}".split())[:100])[1:-1]
-        raise UserError(
-            f"{str(path)!r} cannot be read as a nanogpt model ({reason}); give the path of a "
-            ".safetensors file from lightning_logs/version_N/checkpoints/"
-        ) from error
+        raise unreadable(path, error, "model", MODEL) from error
     known = {name: info[name] for name in ("settings", "step", "corpus", "val_loss", "data")}
     return Checkpoint(path, model.eval().float(), tokenizer, **known)
 

@@ -33,7 +33,7 @@ def read_regular_file(path: Path) -> bytes:
     """
     _check_regular(path.stat())
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
-    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # for one that replaces it
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # if a device replaces it
     with open(os.open(path, flags), "rb") as file:  # noqa: PTH123
         status = os.fstat(file.fileno())
         _check_regular(status)

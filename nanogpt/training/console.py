@@ -144,9 +144,17 @@ def print_run(checkpoint: Checkpoint, seed: int) -> None:
         + sample.strip("\n")
         + f"\n\nrun          {folder}\n"
         f"checkpoints  {checkpoints}\n"
-        f"curves       tensorboard --logdir {shlex.quote(str(folder.parent))}\n"
+        f"{curves_line(folder)}"
         f"more text    {program()} predict{ckpt_path}"
     )
+
+
+def curves_line(folder: Path) -> str:
+    """Return the line that says how to see the curves of a run; empty if its folder has none."""
+    if any(folder.rglob("events.out.tfevents.*")):
+        return f"curves       tensorboard --logdir {shlex.quote(str(folder.parent))}\n"
+    table = folder / "metrics.csv"  # of the CSVLogger
+    return f"curves       {table}\n" if table.is_file() else ""
 
 
 def print_validation(trainer: L.Trainer, corpus: str, checkpoint: Checkpoint) -> None:

@@ -195,7 +195,6 @@ class CLI(OneCommandCLI):
             check_compatible(self.resume_point.hparams, self.model.hparams)
             self.config_init[self.command].ckpt_path = str(self.resume_point.path)
             self.config_init[self.command].weights_only = True
-        if self.resume_point:
             self.resume_point.check_unchanged()
         self.locks.enter_context(early_signals(self.trainer))
 

@@ -43,11 +43,8 @@ def prepend_run_config(
     given, is_fit = given_checkpoint(options), command == "fit"
     if is_fit and given in (None, "null"):
         return options, None
-    checkpoint = (
-        load_training_state(str(given))
-        if is_fit
-        else load_checkpoint("best" if given is None else given)
-    )
+    given = "best" if given is None else given
+    checkpoint = load_training_state(given) if is_fit else load_checkpoint(given)
     path = ["--ckpt_path", str(checkpoint.path), *([] if is_fit else ["--verbose", "false"])]
     if run := run_of(checkpoint.path):
         if run.config.resolve() not in given_configs(options):

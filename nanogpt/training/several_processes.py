@@ -78,7 +78,8 @@ def early_signals(trainer: L.Trainer) -> Iterator[None]:
         return
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     launcher = spawning_launcher(trainer)
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it ends processes
+    # no warning for each process that is ended
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GracefulStop):
             if launcher:

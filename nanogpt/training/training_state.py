@@ -15,15 +15,15 @@ from zipfile import ZipFile
 import torch
 from torch import Tensor, nn
 
-from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import (
     CORPUS_KEY,
     build_on_meta,
     check_finite,
     check_shapes,
+    read_or_other,
+    unreadable,
 )
-from nanogpt.notices import notice
-from nanogpt.runs import find_checkpoint
+from nanogpt.runs import STATE, find_checkpoint
 from nanogpt.text.tokenizer import Tokenizer
 from nanogpt.training.optimizer import build_optimizer
 
@@ -59,22 +59,7 @@ def load_training_state(ckpt_path: str) -> TrainingState:
 
     There is no fallback for a file given by its name.
     """
-    path = find_checkpoint(ckpt_path)
-    try:
-        return read_training_state(path)
-    except UserError as error:
-        other = path.with_name("last.ckpt" if path.name == "best.ckpt" else "best.ckpt")
-        if path == Path(ckpt_path) or not other.is_file():
-            raise
-        try:
-            state = read_training_state(other)
-        except UserError:
-            raise UserError(
-                f"neither {path} nor {other.name} in the same folder can be read: train again "
-                f"({error})"
-            ) from error
-        notice(f"{path} is damaged: using {other} instead")
-        return state
+    return read_or_other(read_training_state, find_checkpoint(ckpt_path), ckpt_path)
 
 
 def read_training_state(path: Path) -> TrainingState:
@@ -85,12 +70,7 @@ def read_training_state(path: Path) -> TrainingState:
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             check_content(content)
     except Exception as error:  # a damaged file can fail in any way
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        reason = ascii(" ".join(f"{kind}{error}".split())[:100])[1:-1]
-        raise UserError(
-            f"{str(path)!r} cannot be read as a nanogpt checkpoint ({reason}); give the path of a "
-            ".ckpt file from lightning_logs/version_N/checkpoints/"
-        ) from error
+        raise unreadable(path, error, "checkpoint", STATE) from error
     return TrainingState(path, content)
 
 

@@ -144,7 +144,7 @@ def resume(run: Run, folder: Path | str, *options: str) -> Outcome:
 
 
 def check(fit: Run, row: Row, tmp_path: Path) -> Path | None:
-    """Run a row, check its outcome, and return the folder of a run that has checkpoints."""
+    """Run ``fit`` with the options of a row, and return the run folder if it has checkpoints."""
     outcome = fit(*row.options)
     if row.refused is not None:
         assert outcome.code == 2, outcome
@@ -259,6 +259,11 @@ def test_any_logger_has_one_run_folder_and_one_curve(fit: Run, run: Run, logger:
     assert {path.name for path in folder.glob("checkpoints/*")} >= {"best.ckpt", "last.ckpt"}
     expected = {kind: [0, 4, 6] for kind in RECORDED[logger]}
     assert recorded_steps("loss/val", folder) == expected
+    curves = re.findall(r"^curves +(.+)$", outcome.out, re.MULTILINE)
+    if "TensorBoardLogger" in expected:
+        assert curves == [f"tensorboard --logdir {folder.parent}"]
+    else:
+        assert curves == ([str(folder / "metrics.csv")] if "CSVLogger" in expected else [])
 
     resumed = resume(run, folder)
     assert resumed.code == 0, resumed.err

@@ -19,8 +19,8 @@ CHARTS = {
 class EvaluationReport(Callback):
     """Prints ``step N: train loss …, val loss …``, and logs the best val loss and n-gram losses.
 
-    The losses themselves are logged by the ``LanguageModel``. Lightning does not pass metrics on
-    that are logged after an evaluation, and those of TensorBoard's hyperparameters.
+    The losses themselves are logged by the ``LanguageModel``. The best val loss is known only after
+    the evaluation, when Lightning's ``log`` is not available, and is passed to the loggers.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Stops a run between two steps on Ctrl-C or SIGTERM."""
+"""Stops a run between two steps on Ctrl-C, SIGTERM or SIGHUP."""
 
 import multiprocessing
 import signal
