@@ -63,22 +63,13 @@ def find_model(ckpt_path: str = "best") -> Path:
         ckpt_path: ``best`` or ``last`` of the newest run, a run folder, a model file, or a
             checkpoint with a model file beside it.
     """
-    place, found = Path(ckpt_path), None
-    if ckpt_path in ("best", "last"):
-        place = newest_run().folder
-        found = Run(place).model("best" if ckpt_path == "best" else "last")
-    else:
-        with suppress(OSError, ValueError):  # not a valid file name
-            file = place.with_suffix(MODEL) if place.suffix == STATE else place
-            found = file if file.is_file() else Run(place).model()
-    if found:
+    if found := _find(ckpt_path, MODEL, "best"):
         return found
-    with suppress(OSError):
-        if (place.suffix == STATE and place.is_file()) or Run(place).checkpoint():
-            raise UserError(
-                f"{place} has no {MODEL} file beside its {STATE} file, as those of an older "
-                "version: resume the run once, which writes one, or train again"
-            )
+    if found := _find(ckpt_path, STATE, "best"):
+        raise UserError(
+            f"{found} has no {MODEL} file beside it, as those of an older version: resume the run "
+            "once, which writes one, or train again"
+        )
     raise UserError(
         f"no model at {ckpt_path!r}: --ckpt_path takes a {MODEL} file, a run folder, or best or "
         "last (of the newest run)"
@@ -89,25 +80,27 @@ def find_checkpoint(ckpt_path: str = "last") -> Path:
     """Return the path of a checkpoint to resume; raise UserError if it does not exist.
 
     Args:
-        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a checkpoint file.
+        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, a checkpoint file, or a
+            model file with a checkpoint beside it.
     """
-    if ckpt_path in ("best", "last"):
-        run = newest_run()
-        found = run.checkpoint("best" if ckpt_path == "best" else "last")
-        place = str(run.folder)
-    else:
-        path = Path(ckpt_path)
-        place, found = ckpt_path, None
-        with suppress(OSError):  # not a valid file name
-            found = path if path.is_file() else Run(path).checkpoint("last")
-    if found and found.suffix == MODEL:
-        raise UserError(f"{found} is only a model: a run resumes from its {STATE} file")
-    if found:
+    if found := _find(ckpt_path, STATE, "last"):
         return found
+    if found := _find(ckpt_path, MODEL, "last"):
+        raise UserError(f"{found} is only a model: a run resumes from its {STATE} file")
     raise UserError(
-        f"no checkpoint at {place!r}: --ckpt_path takes a {STATE} file, a run folder, or best or "
-        "last (of the newest run)"
+        f"no checkpoint at {ckpt_path!r}: --ckpt_path takes a {STATE} file, a run folder, or best "
+        "or last (of the newest run)"
     )
+
+
+def _find(ckpt_path: str, suffix: str, preferred: CheckpointName) -> Path | None:
+    if ckpt_path in ("best", "last"):
+        return newest_run()._find("best" if ckpt_path == "best" else "last", suffix)
+    path = Path(ckpt_path)
+    with suppress(OSError, ValueError):  # not a valid file name
+        file = path.with_suffix(suffix) if path.suffix in (MODEL, STATE) else path
+        return file if file.is_file() else Run(path)._find(preferred, suffix)
+    return None
 
 
 def run_of(checkpoint: Path) -> Run | None:

@@ -91,11 +91,15 @@ def test_path_may_be_a_run_folder_or_a_file() -> None:
     assert find_model(str(last.with_suffix(MODEL))) == last.with_suffix(MODEL)
 
 
-def test_model_is_found_beside_its_checkpoint_but_not_the_reverse() -> None:
+def test_model_and_checkpoint_are_found_beside_each_other() -> None:
     last = make_run("version_0", "last") / "checkpoints" / "last.ckpt"
     assert find_model(str(last)) == last.with_suffix(MODEL)
-    with pytest.raises(UserError, match=r"only a model: a run resumes from its .ckpt file"):
-        find_checkpoint(str(last.with_suffix(MODEL)))
+    assert find_checkpoint(str(last.with_suffix(MODEL))) == last
+    alone = make_run("version_1", "last") / "checkpoints" / "last.safetensors"
+    alone.with_suffix(STATE).unlink()
+    for path in (alone, alone.parent.parent):
+        with pytest.raises(UserError, match=r"only a model: a run resumes from its .ckpt file"):
+            find_checkpoint(str(path))
     last.with_suffix(MODEL).unlink()
     with pytest.raises(UserError, match=r"no \.safetensors file beside"):
         find_model(str(last))

@@ -6,13 +6,10 @@ in its metadata. Nothing in it selects code: the architecture is one of the regi
 
 import json
 import math
-import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
@@ -30,11 +27,10 @@ T = TypeVar("T")
 
 METADATA_KEY = "nanogpt"
 MAX_HEADER = 2**22  # bytes; safetensors itself reads up to 100 MB, which takes gigabytes
-MAX_METADATA = 2**20  # characters of JSON
-MAX_ENTRIES = 100  # of the settings, and of a list in them
 MAX_CACHED = 2**24  # positions x width x layers, unless the weights are of that order too
 MAX_VOCABULARY = 2**16
 DTYPES = {"F64", "F32", "F16", "BF16"}
+ENTRIES = {"settings": dict, "vocabulary": str, "step": int, "corpus": dict, "data": dict}
 CORPUS_KEY = "CharDataModule"  # Lightning saves a data module's state under its class name
 CORPUS_FIELDS = ("name", "sha256", "stands_in_for")  # no path: the file may be shared
 
@@ -117,8 +113,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         check_header(path)
-        with utf8_path(path) as file_name, safe_open(file_name, framework="pt") as file:
-            info = _parse(file.metadata())
+        with safe_open(str(path), framework="pt") as file:
+            info = parse_metadata(file.metadata())
             tokenizer = Tokenizer(info["vocabulary"])
             model = build_on_meta(info["settings"], len(tokenizer.vocabulary))
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -131,20 +127,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         model.load_state_dict(weights, assign=True)
     except Exception as error:  # a damaged file can fail in any way
         raise unreadable(path, error, "model", MODEL) from error
-    known = {name: info[name] for name in ("settings", "step", "corpus", "val_loss", "data")}
-    return Checkpoint(path, model.eval().float(), tokenizer, **known)
-
-
-@contextmanager
-def utf8_path(path: Path) -> Iterator[str]:
-    """Yield a path that safetensors accepts: of a copy, if that of the file is no valid UTF-8."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        with TemporaryDirectory() as folder:
-            yield shutil.copyfile(path, f"{folder}/model.safetensors")
-    else:
-        yield str(path)
+    del info["vocabulary"]
+    return Checkpoint(path, model.eval().float(), tokenizer, **info)
 
 
 def model_file(content: Mapping[str, Any]) -> bytes:
@@ -213,48 +197,25 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
             raise ValueError(f"the weight {name} is not finite")
 
 
-def _parse(metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    """Return the entries of a model file's metadata, of the right types."""
-    text = (metadata or {}).get(METADATA_KEY, "")
-    if not 0 < len(text) <= MAX_METADATA:
+def parse_metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return the entries of a model file's metadata, of the right types.
+
+    The settings of the model are checked when it is built.
+    """
+    info = json.loads((metadata or {}).get(METADATA_KEY, "null"))
+    if type(info) is not dict or any(type(info.get(key)) is not ENTRIES[key] for key in ENTRIES):
         raise ValueError("it has no settings of a nanogpt model")
-    info = json.loads(text)
-    if type(info) is not dict:
-        raise ValueError("its settings are not a JSON object")
-    kinds = {"settings": dict, "vocabulary": str, "step": int, "corpus": dict, "data": dict}
-    for name, kind in kinds.items():
-        if type(info.get(name)) is not kind:
-            raise ValueError(f"{name} cannot be {info.get(name)!r}")
-    _check_values(info)
-    info["settings"]["vocabulary"] = info["vocabulary"]
-    info.setdefault("val_loss", None)  # of a step that was not evaluated
-    return dict(info)
-
-
-def _check_values(info: Mapping[str, Any]) -> None:
-    """Raise ValueError if an entry of the right type is out of range."""
-    if not 0 <= info["step"] < 2**62:
-        raise ValueError(f"step cannot be {info['step']}")
-    for entries in (info["settings"], info["corpus"], info["data"], {"": info.get("val_loss")}):
-        if len(entries) > MAX_ENTRIES or not all(map(_is_plain, entries.values())):
-            raise ValueError("its settings are not plain values")
-    if not isinstance(info.get("val_loss"), float | None):
-        raise ValueError(f"val_loss cannot be {info['val_loss']!r}")
-    if len(info["vocabulary"]) > MAX_VOCABULARY:
-        raise ValueError(f"a vocabulary has at most {MAX_VOCABULARY:,} characters")
-    info["vocabulary"].encode()  # raises for what is no valid Unicode
-    if type(info["settings"].get("block_size")) is not int:
-        raise ValueError("block_size is missing")
-    if not all(value is None or type(value) is str for value in info["corpus"].values()):
-        raise ValueError("the description of its corpus is not valid")
-
-
-def _is_plain(value: Any) -> bool:
-    """Return whether a value is null, a text, a finite number of a sane size, or a list of them."""
-    if isinstance(value, list):
-        return len(value) <= MAX_ENTRIES and not any(
-            isinstance(entry, list) or not _is_plain(entry) for entry in value
-        )
-    if isinstance(value, int | float):
-        return abs(value) < 2**62 if isinstance(value, int) else math.isfinite(value)
-    return value is None or isinstance(value, str)
+    val_loss = info.setdefault("val_loss", None)  # of a step that was not evaluated
+    vocabulary, block_size = info["vocabulary"], info["settings"].get("block_size")
+    vocabulary.encode()  # raises for what is no valid Unicode
+    valid = {
+        "step": 0 <= info["step"] < 2**62,
+        "val_loss": val_loss is None or (type(val_loss) is float and math.isfinite(val_loss)),
+        "vocabulary": len(vocabulary) <= MAX_VOCABULARY,
+        "block_size": type(block_size) is int,
+        "corpus": all(value is None or type(value) is str for value in info["corpus"].values()),
+    }
+    if not all(valid.values()):
+        raise ValueError(f"{', '.join(key for key in valid if not valid[key])} is not valid")
+    info["settings"]["vocabulary"] = vocabulary
+    return {key: info[key] for key in (*ENTRIES, "val_loss")}
