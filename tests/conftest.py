@@ -1,5 +1,6 @@
 """Each test runs in an empty folder, without a network, and finds no corpus but its own."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from nanogpt.text.pastiche import pastiche
 from tests.command_lines import CONFIGS, TINY, Outcome, Run
 
 replace_missing_backend()  # before any test imports lightning, which imports matplotlib
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # the tests were started in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -48,8 +48,12 @@ def choose_precision(precision: str, device: str) -> tuple[str, str | None]:
     """Return the precision to use on a device type, and the reason if it is not the given one.
 
     Where bf16 is not fast, ``bf16-mixed`` is replaced: by ``16-mixed`` on GPUs with tensor cores
-    (compute capability 7.x), and by ``32-true`` on all other devices.
+    (compute capability 7.x), and by ``32-true`` on all other devices. A CPU has no ``16-mixed``:
+    it is treated like ``bf16-mixed`` there.
     """
+    if precision == "16-mixed" and device == "cpu":
+        instead = choose_precision("bf16-mixed", device)[0]
+        return instead, f"16-mixed needs a GPU: using {instead} instead"
     if precision != "bf16-mixed" or fast_bf16(device):
         return precision, None
     if device == "cuda":

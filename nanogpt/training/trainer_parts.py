@@ -37,8 +37,11 @@ DEFAULT_CALLBACKS: dict[str, type[Callback]] = {
 
 def replace_slow_precision(trainer: Namespace) -> None:
     """Replace the precision in the trainer's settings where it is slow, with a notice."""
-    device = device_type(trainer.accelerator)
-    trainer.precision, reason = choose_precision(trainer.precision or "32-true", device)
+    if trainer.precision is None:  # that of a plugin, or the default
+        return
+    trainer.precision, reason = choose_precision(
+        trainer.precision, device_type(trainer.accelerator)
+    )
     if reason:
         notice(reason)
 

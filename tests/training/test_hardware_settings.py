@@ -1,6 +1,7 @@
 """Precision, device and threads on simulated hardware."""
 
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 import torch
@@ -42,8 +43,24 @@ def test_bf16_is_replaced_with_a_reason_where_it_is_slow(
         assert f"{expected} instead of bf16-mixed" in reason
 
 
-@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-true", "64-true", "32"])
-@pytest.mark.parametrize("device", ["cuda", "cpu", "mps", "tpu"])
+@pytest.mark.parametrize(
+    ("amx", "expected"), [(True, "bf16-mixed"), (False, "32-true")], ids=["AMX", "no AMX"]
+)
+def test_fp16_is_replaced_on_a_cpu(
+    amx: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    reason = f"16-mixed needs a GPU: using {expected} instead"
+    assert choose_precision("16-mixed", "cpu") == (expected, reason)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device"),
+    [
+        *product(["32-true", "bf16-true", "64-true", "32"], ["cuda", "cpu", "mps", "tpu"]),
+        *product(["16-mixed"], ["cuda", "mps", "tpu"]),
+    ],
+)
 def test_other_precisions_are_unchanged_whatever_the_hardware(
     precision: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
