@@ -19,3 +19,10 @@ class Interrupted(Exception):  # noqa: N818
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+def summarize(error: BaseException) -> str:
+    """Return an error of a compiler or a device in one line of at most 200 characters."""
+    error = getattr(error, "inner_exception", None) or error  # that of a backend of torch.compile
+    first, *_ = [*str(error).strip().splitlines(), ""]
+    return f"{type(error).__name__}: {first}"[:200]

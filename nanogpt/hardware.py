@@ -3,6 +3,10 @@
 import ctypes
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def best_device() -> str:
@@ -23,6 +27,27 @@ def fast_bf16(device_type: str) -> bool:
     if device_type == "cuda":
         return torch.cuda.get_device_capability()[0] >= 8
     return device_type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+def memory_bandwidth(device: "torch.device") -> float:
+    """Return the bytes per second that a GPU reads from its memory, or 10^12 if unknown."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    kilohertz = getattr(properties, "memory_clock_rate", 0)
+    bits = getattr(properties, "memory_bus_width", 0)
+    return 2 * kilohertz * 1e3 * bits / 8 or 1e12  # two transfers per cycle
+
+
+def prefer_flash_attention() -> None:
+    """Do not use cuDNN's attention, which PyTorch prefers on Hopper GPUs.
+
+    It makes a plan for each length of the keys, which takes tens of milliseconds: sampling would
+    spend seconds on its first characters.
+    """
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def configure_allocator() -> None:

@@ -1,7 +1,9 @@
 """Each test runs in an empty folder, without a network, and finds no corpus but its own."""
 
+import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,16 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # the tests were started 
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+COMPILED = Path(tempfile.gettempdir(), f"nanogpt-tests-{os.getuid() if os.name == 'posix' else ''}")
+
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Isolate a test from the machine's corpora, runs and network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NANOGPT_DATA_DIR", raising=False)
+    # each test has a cache of its own, in which all would be compiled again
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(COMPILED))
     monkeypatch.setattr(corpora, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(corpora, "URL", "https://127.0.0.1:1/unreachable.txt")
     monkeypatch.setattr(corpora, "RETRY_AFTER_SECONDS", ())

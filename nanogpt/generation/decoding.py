@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nanogpt.generation.quantization import cache_dtype
 from nanogpt.generation.replay import GraphedStep, Step, record_cuda_graph, should_trace, trace
 from nanogpt.generation.sampling import SamplingRule, next_probabilities, sample_ids
+from nanogpt.hardware import prefer_flash_attention
 from nanogpt.models import Model
 from nanogpt.models.kv_cache import Cache
 
@@ -79,6 +80,7 @@ def decode(
     forward: Forward = trace(model, cache, len(prompt)) if traced else model
     step: Step = partial(decode_step, forward, cache, rule)
     if prompt.device.type == "cuda":
+        prefer_flash_attention()
         step = GraphedStep(step, cache, partial(record_cuda_graph, torch.cuda.graph_pool_handle()))
     window = prompt[:, -block_size:].long()  # (B, T)
     for i in range(max_new_tokens):

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanogpt.errors import summarize
 from nanogpt.models.kv_cache import Cache
+from nanogpt.notices import notice
 
 MIN_TRACED_STEPS = 1000  # tracing takes a third of a second
 MAX_TRACED_BATCH = 16  # for larger batches the overhead is a small part of the step
@@ -88,7 +90,7 @@ class GraphedStep:
 
     With one graph per length, a graph contains the same kernels, over the same positions, as the
     step itself. The first step at a length runs without a graph, so that short texts do not pay for
-    recording; the second one is recorded.
+    recording; the second one is recorded. If recording fails, all further steps run without graphs.
 
     Args:
         step: a decoding step that does not read from the GPU.
@@ -103,11 +105,12 @@ class GraphedStep:
         self.step, self.cache, self.record = step, cache, record
         self.seen: set[int] = set()
         self.replays: dict[int, Replay] = {}
+        self.failed = False
 
     def __call__(self, ids: Tensor, u: Tensor) -> Tensor:
         """Draw the next ids, (B,)."""
         length = self.cache.length
-        if length not in self.seen:
+        if self.failed or length not in self.seen:
             self.seen.add(length)
             return self.step(ids, u)
         if not self.replays:
@@ -115,7 +118,13 @@ class GraphedStep:
         self.ids.copy_(ids)
         self.u.copy_(u)
         if length not in self.replays:
-            self.replays[length] = self.record(lambda: self.step(self.ids, self.u))
+            try:
+                self.replays[length] = self.record(lambda: self.step(self.ids, self.u))
+            except Exception as error:  # of CUDA, or memory
+                self.failed = True
+                self.cache.set_length(length)
+                notice(f"CUDA graphs failed, sampling continues without them: {summarize(error)}")
+                return self.step(ids, u)
             self.cache.set_length(length)
         drawn = self.replays[length]()
         self.cache.set_length(length + 1)

@@ -6,7 +6,7 @@ import torch
 from jsonargparse import Namespace
 
 from nanogpt.errors import UserError
-from nanogpt.hardware import configure_allocator, fast_bf16
+from nanogpt.hardware import configure_allocator, fast_bf16, prefer_flash_attention
 from nanogpt.training.lightning_module import LanguageModel
 
 
@@ -42,6 +42,7 @@ def configure_process() -> None:
     """Apply the process-wide settings that make any run faster."""
     configure_allocator()
     torch.set_float32_matmul_precision("high")  # TF32 on NVIDIA GPUs that have it
+    prefer_flash_attention()
 
 
 def choose_precision(precision: str, device: str) -> tuple[str, str | None]:

@@ -24,7 +24,7 @@ from nanogpt.training.callbacks.run_state import RunState
 from nanogpt.training.callbacks.step_seed import StepSeed
 from nanogpt.training.card_writer import write_card
 from nanogpt.training.compatibility import check_compatible
-from nanogpt.training.compiled import compiled_loss
+from nanogpt.training.compiled import CompiledLoss, plan_compilation
 from nanogpt.training.config_loader import PARSER_MODE, complete_options, register_parser_mode
 from nanogpt.training.datamodule import CharDataModule
 from nanogpt.training.distillation import build_loss
@@ -163,13 +163,9 @@ class CLI(OneCommandCLI):
 
     def run_callbacks(self) -> list[L.Callback]:
         """Return the callbacks of every run."""
-        header = Header(self.folder, self.settings.teachers, self.warn_about_corpus)
-        parts: list[L.Callback] = [
-            SpawnedLogs(),
-            header,
-            StepSeed(self.settings.data.seed),
-            self.run_state,
-        ]
+        settings, warn = self.settings, self.warn_about_corpus
+        header = Header(self.folder, settings.teachers, settings.compile, warn)
+        parts = [SpawnedLogs(), header, StepSeed(settings.data.seed), self.run_state]
         if self.folder:
             given = self.config_init[self.command].trainer.logger
             rows = loggers.earlier_rows(given, self.resume_point)
@@ -187,7 +183,9 @@ class CLI(OneCommandCLI):
         check_callbacks(self.trainer, resumes=bool(self.resume_point))
         settings, device = self.settings, self.trainer.strategy.root_device
         loss = build_loss(settings.teachers, self.datamodule, device)
-        self.model.training_loss = compiled_loss(loss, settings.compile, self.model, self.trainer)
+        plan = plan_compilation(settings.compile, self.model, self.datamodule, self.trainer)
+        compiled = CompiledLoss(loss, plan.graphs, self.folder)
+        self.model.training_loss = compiled if plan.compiled else loss
         vocabulary = self.datamodule.vocabulary
         hardware_settings.check_memory(self.model, len(vocabulary))
         self.model.use_network(self.model.build(len(vocabulary)), vocabulary)

@@ -180,6 +180,26 @@ def test_a_length_is_recorded_the_second_time_and_then_replayed() -> None:
     assert recorder.replayed == [3, 4, 5] * 3
 
 
+@torch.inference_mode()
+def test_failed_recording_leaves_the_steps_without_graphs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = list[int]()
+
+    def fail(self: Recorder, function: Callable[[], Tensor]) -> Any:
+        recorded.append(self.cache.length)
+        function().fill_(-1)  # as far as it came
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(Recorder, "__call__", fail)
+    assert graphed()[0].equal(drawn(GPT, 3))
+    assert recorded == [3]
+    assert capsys.readouterr().err == (
+        "notice: CUDA graphs failed, sampling continues without them: RuntimeError: operation not "
+        "permitted when stream is capturing\n"
+    )
+
+
 def test_graphs_are_not_used_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(decoding, "GraphedStep")
     drawn(GPT, 1)

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from nanogpt import kernels
 from nanogpt.models import Model, build_model
 from nanogpt.training.callbacks.run_state import RunState
-from nanogpt.training.compiled import CompiledLoss, compiled_loss
+from nanogpt.training.compiled import CompiledLoss, plan_compilation
 from nanogpt.training.lightning_module import LanguageModel
 from nanogpt.training.losses import next_character_loss
 from tests.command_lines import Run, is_one_line
@@ -138,9 +139,13 @@ def test_failed_compilation_leaves_the_run_bit_identical(
     monkeypatch.setattr(torch, "compile", broken_compiler(stage))
     outcome = fit(*options, "--compile=true")
     assert outcome.code == 0
+    file = run_folder(1) / "compile_error.txt"
     assert outcome.err == (
-        "notice: torch.compile failed, training continues uncompiled: RuntimeError: no Triton\n"
+        "notice: torch.compile failed, training continues uncompiled: RuntimeError: no Triton (the "
+        f"whole error is in {file})\n"
     )
+    assert "Traceback" in file.read_text(encoding="utf-8")
+    assert "no Triton\nanywhere" in file.read_text(encoding="utf-8")
     assert curves(run_folder(0))["loss/batch"] == curves(run_folder(1))["loss/batch"]
     for name, weight in saved_weights(0).items():
         assert torch.equal(weight, saved_weights(1)[name]), name
@@ -156,39 +161,108 @@ def test_failed_compilation_without_the_random_state_is_detected(
     assert curves(run_folder(0))["loss/batch"] != curves(run_folder(1))["loss/batch"]
 
 
+@pytest.mark.parametrize("plain_works", [True, False])
+def test_failed_recording_of_graphs_leaves_a_compiled_or_an_uncompiled_loss(
+    plain_works: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modes = []
+
+    def compile(loss: Loss, mode: str, **_: Any) -> Loss:
+        modes.append(mode)
+        if mode == "reduce-overhead" or not plain_works:
+            raise RuntimeError(f"skipping cudagraphs in {mode}")
+        return lambda *args: loss(*args) + 1
+
+    monkeypatch.setattr(torch, "compile", compile)
+    loss = CompiledLoss(lambda net, *_: net.weight.sum(), graphs=True, folder=Path())
+    net, ids = nn.Linear(1, 1), torch.zeros(2, 3)
+    expected = net.weight.item() + plain_works
+    assert [loss(net, ids, ids).item() for _ in range(2)] == pytest.approx([expected] * 2)
+    assert modes == ["reduce-overhead", "default"]
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first == (
+        "notice: recording CUDA graphs failed, training continues without them: RuntimeError: "
+        "skipping cudagraphs in reduce-overhead (the whole error is in compile_error.txt)"
+    )
+    assert ["torch.compile failed" in line for line in others] == [True] * (not plain_works)
+    errors = Path("compile_error.txt").read_text(encoding="utf-8")
+    assert errors.count("Traceback") == 1 + (not plain_works)
+
+
+@pytest.mark.usefixtures("compilable")
+def test_graph_that_is_skipped_raises_in_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.cudagraph_utils import log_cudagraph_skip_and_bump_counter as skip
+
+    def loss(net: nn.Module, *_: Tensor) -> Tensor:
+        skip("a reason")
+        return net.weight.sum()
+
+    skip("outside the trial it is only logged")
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    compiled = CompiledLoss(loss, graphs=True)
+    compiled(nn.Linear(1, 1), torch.zeros(1), torch.zeros(1))
+    assert compiled.run is loss
+    assert not compiled.graphs
+
+
+@pytest.mark.usefixtures("compilable")
+def test_kernels_are_kept_in_the_cache_folder_of_the_user(
+    fit: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored after the test
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert fit("--compile=true", "--trainer.max_steps=1").code == 0
+    assert any((tmp_path / "cache" / "compiled").rglob("*.so"))
+
+
 # the setting
 
-
-def trainer(device: str, **settings: int) -> Any:
-    defaults = {"max_steps": 5000, "accumulate_grad_batches": 1, "world_size": 1}
-    strategy = SimpleNamespace(root_device=torch.device(device))
-    return SimpleNamespace(strategy=strategy, **{**defaults, **settings})
+H100, SLOW = 3.35e12, 0.3e12  # bytes per second
+BIG = {"n_layer": 6, "n_head": 6, "n_embd": 384}
 
 
 @pytest.mark.parametrize(
-    ("choice", "architecture", "device", "settings", "compiled", "graphs"),
+    ("choice", "model", "device", "settings", "compiled", "graphs"),
     [
-        ("auto", "gpt", "cuda", {}, True, True),
-        ("auto", "modern", "cuda", {"max_steps": -1}, True, True),
-        ("auto", "gpt", "cuda", {"accumulate_grad_batches": 2}, True, False),
-        ("auto", "gpt", "cuda", {"world_size": 2}, True, False),
-        ("auto", "gpt", "cuda", {"max_steps": 600}, False, False),
-        ("auto", "ablated_gpt", "cuda", {}, False, False),
-        ("auto", "bigram", "cuda", {}, False, False),
-        ("auto", "gpt", "cpu", {}, False, False),
-        ("auto", "gpt", "mps", {}, False, False),
-        (True, "bigram", "cuda", {"max_steps": 1}, True, True),
-        (True, "gpt", "cpu", {}, True, False),
-        (False, "gpt", "cuda", {}, False, False),
+        ("auto", BIG, "cuda", {}, True, True),
+        ("auto", BIG, "cuda", {"max_steps": -1}, True, True),
+        ("auto", BIG, "cuda", {"accumulate_grad_batches": 2}, True, False),
+        ("auto", BIG, "cuda", {"world_size": 2}, True, False),
+        ("auto", BIG, "cuda", {"max_steps": 300}, False, False),
+        ("auto", BIG, "cuda", {"max_steps": 600, "bandwidth": SLOW}, True, True),
+        ("auto", BIG | {"n_embd": 48}, "cuda", {}, False, False),
+        ("auto", {"architecture": "bigram"}, "cuda", {}, False, False),
+        ("auto", {"architecture": "bigram"}, "cuda", {"max_steps": -1}, False, False),
+        ("auto", BIG, "cpu", {}, False, False),
+        ("auto", BIG, "mps", {}, False, False),
+        (True, {"architecture": "bigram"}, "cuda", {"max_steps": 1}, True, True),
+        (True, BIG, "cpu", {}, True, False),
+        (False, BIG, "cuda", {}, False, False),
     ],
 )
 def test_compile_choice(
-    choice: Any, architecture: str, device: str, settings: Any, compiled: bool, graphs: bool
+    choice: Any,
+    model: dict[str, Any],
+    device: str,
+    settings: dict[str, Any],
+    compiled: bool,
+    graphs: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, where = LanguageModel(architecture), trainer(device, **settings)
-    loss = compiled_loss(next_character_loss, choice, model, where)
-    assert isinstance(loss, CompiledLoss) == compiled
-    assert getattr(loss, "graphs", False) == graphs
+    settings = dict(settings)
+    bandwidth = settings.pop("bandwidth", H100)
+    monkeypatch.setattr("nanogpt.training.compiled.memory_bandwidth", lambda _: bandwidth)
+    trainer: Any = SimpleNamespace(**{
+        "strategy": SimpleNamespace(root_device=torch.device(device)),
+        "max_steps": 5000, "accumulate_grad_batches": 1, "world_size": 1, **settings,
+    })  # fmt: skip
+    data: Any = SimpleNamespace(batch_size=64, block_size=256)
+    plan = plan_compilation(
+        choice, LanguageModel(**{"architecture": "gpt", **model}), data, trainer
+    )
+    assert (plan.compiled, plan.graphs) == (compiled, graphs)
+    assert plan.reason.startswith("compiled" if compiled else "not compiled")
+    assert ("CUDA graphs" in plan.reason) == (compiled and device == "cuda")
 
 
 def test_invalid_compile_choice_gives_a_one_line_error(fit: Run) -> None:
