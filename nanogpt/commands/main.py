@@ -20,6 +20,11 @@ MAX_LINE = 900  # characters of an error
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 NOT_A_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+)  # in PyTorch's errors
 HELP = """\
 usage: {program} COMMAND [OPTIONS]
 
@@ -77,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except OSError as error:
         return fail(explain_os_error(error))
+    except (MemoryError, RuntimeError) as error:
+        return fail(explain_out_of_memory(error, argv[0]))
 
 
 def run_silently(argv: list[str]) -> int:
@@ -117,6 +124,19 @@ def explain_os_error(error: OSError) -> str:
     where = f" at {error.filename}" if error.filename else ""
     notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
     return f"{error.strerror}{where}{notes}: {way_out}"
+
+
+def explain_out_of_memory(error: MemoryError | RuntimeError, command: str) -> str:
+    """Return the message for an error of memory; reraise other errors."""
+    if not (isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)):
+        raise error
+    way_out = {
+        "fit": "set --trainer.accumulate_grad_batches to 2, 4 or more, which divides each batch "
+        "into parts and trains the same, or lower --data.batch_size",
+        "validate": "lower --data.batch_size",
+        "predict": "lower --num_samples",
+    }
+    return f"out of memory: {way_out.get(command, 'use a shorter text or a smaller model')}"
 
 
 def prepare_streams() -> None:

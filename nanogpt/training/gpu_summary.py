@@ -24,7 +24,8 @@ def gpu_summary(trainer: L.Trainer, model: LanguageModel, data: CharDataModule, 
     parts = [plan.reason]
     if trainer.strategy.root_device.type == "cuda" and model.hparams.get("n_head"):
         parts.insert(0, attention_backend(model, data.block_size, dtype))
-    n_bytes = estimated_memory(model, data.batch_size * data.block_size, dtype)
+    parallel = trainer.accumulate_grad_batches * trainer.world_size
+    n_bytes = estimated_memory(model, data.batch_size // parallel * data.block_size, dtype)
     return "; ".join([*parts, f"about {n_bytes / 2**30:.1f} GB of its memory"])
 
 
@@ -39,7 +40,7 @@ def attention_backend(model: LanguageModel, block_size: int, dtype: torch.dtype)
 
 
 def estimated_memory(model: LanguageModel, characters: int, dtype: torch.dtype) -> float:
-    """Estimate the bytes that a training step takes, without compilation.
+    """Estimate the bytes that a step on some characters takes, without compilation.
 
     Each parameter has a gradient and two moments, in float32. A layer keeps 34 bytes per character
     and channel in 16 bits, with fused attention (Korthikanti et al., 2022, "Reducing activation

@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import nanogpt
 from nanogpt.commands.main import explain_os_error
 from nanogpt.notices import program
 from nanogpt.resources import CONFIGS, shipped_configs
 from nanogpt.text.pastiche import pastiche
+from nanogpt.training.lightning_module import LanguageModel
 from tests.command_lines import Run, is_one_line
 from tests.model_files import change_weights
 
@@ -334,6 +337,50 @@ def test_os_error_gets_one_line_that_says_what_to_do(code: int, expected: str | 
         message = explain_os_error(error)
         assert message.startswith(f"{os.strerror(code)} at my/path: ")
         assert expected in message
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 10.00 GB, other allocations: 1 KB)."),
+    MemoryError(),
+    None,  # that of this CPU
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=ascii)
+def test_lack_of_memory_gets_one_line_that_says_what_to_lower(
+    fit: Run, run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        if error:
+            raise error
+        return torch.empty(2**50)
+
+    assert fit("--trainer.max_steps=1").code == 0
+    monkeypatch.setattr(LanguageModel, "validation_step", fail)
+    outcome = run("validate")
+    assert outcome.code == 2
+    assert outcome.err == "error: out of memory: lower --data.batch_size\n"
+    monkeypatch.setattr(LanguageModel, "training_step", fail)
+    outcome = fit("--trainer.limit_val_batches=0")
+    assert outcome.code == 2
+    assert outcome.err.startswith(
+        "error: out of memory: set --trainer.accumulate_grad_batches to 2, 4 or more"
+    )
+    assert is_one_line(outcome.err)
+    monkeypatch.setattr("nanogpt.generation.decoding.decode_step", fail)
+    outcome = run("predict")
+    assert outcome.code == 2
+    assert outcome.err.endswith("error: out of memory: lower --num_samples\n")
+
+
+def test_other_errors_keep_their_traceback(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("a fault of the program")
+
+    monkeypatch.setattr(LanguageModel, "training_step", fail)
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        fit("--trainer.limit_val_batches=0")
 
 
 def test_closed_stdin_is_an_empty_text(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ DATA: Any = SimpleNamespace(batch_size=8, block_size=64)
 
 def summary(model: LanguageModel, precision: str, device: str = "cuda") -> str:
     strategy = SimpleNamespace(root_device=torch.device(device))
-    trainer: Any = SimpleNamespace(strategy=strategy, precision=precision)
+    counts = {"accumulate_grad_batches": 2, "world_size": 1}
+    trainer: Any = SimpleNamespace(strategy=strategy, precision=precision, **counts)
     return gpu_summary.gpu_summary(trainer, model, DATA, Plan(True, True, "compiled"))
 
 
