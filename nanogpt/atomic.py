@@ -4,28 +4,43 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 PREFIX = ".partial-"
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a temporary file in the same folder, flush it to disk, and rename it to ``path``.
+    """Write a file so that a killed process, or a full disk, leaves the previous one.
 
-    If the process is killed, or the disk is full, the previous file remains. An OSError names
-    ``path``, with the size in a note.
+    An OSError names ``path``, with the size in a note.
     """
+    with _replaced(path, memoryview(content).nbytes) as file:
+        file.write(content)
+
+
+def copy_atomically(source: Path, path: Path) -> None:
+    """Copy a file in the same way."""
+    with source.open("rb") as original, _replaced(path, source.stat().st_size) as file:
+        shutil.copyfileobj(original, file, 2**20)
+
+
+@contextmanager
+def _replaced(path: Path, n_bytes: int) -> Iterator[BinaryIO]:
+    """Yield a temporary file in the same folder; flush it to disk and rename it to ``path``."""
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=PREFIX) as folder:
             partial = Path(folder) / path.name
             with partial.open("wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
     except OSError as error:
         failed = OSError(error.errno, error.strerror, str(path))
-        failed.add_note(f"which takes {memoryview(content).nbytes / 1e6:,.1f} MB")
+        failed.add_note(f"which takes {n_bytes / 1e6:,.1f} MB")
         raise failed from error
 
 

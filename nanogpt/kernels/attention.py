@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend
 
 from nanogpt.kernels.dropout import is_eager_on_cpu, keep_mask, random_bits, threshold
 from nanogpt.models.gpt import Attention
@@ -42,6 +43,11 @@ class FusedAttention(Attention):
         # a single query is the last position and attends to all
         past = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=past)
+
+
+def chosen_backend(q: Tensor, p: float) -> SDPBackend:
+    """Return the kernel that PyTorch chooses for causal attention with queries (B, nh, T, hs)."""
+    return SDPBackend(torch._fused_sdp_choice(q, q, q, None, p, True))
 
 
 def causal_mask(size: int, like: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import lightning as L
 import torch
 from torch.nn.attention import SDPBackend
 
+from nanogpt.kernels.attention import chosen_backend
 from nanogpt.models import count_parameters
 from nanogpt.training.compiled import Plan
 from nanogpt.training.datamodule import CharDataModule
@@ -35,8 +36,8 @@ def attention_backend(model: LanguageModel, block_size: int, dtype: torch.dtype)
     head_size = model.hparams.get("head_size") or n_embd // n_head
     q = torch.empty(1, n_head, block_size, head_size, dtype=dtype, device=model.device)
     q.requires_grad_()
-    choice = torch._fused_sdp_choice(q, q, q, None, model.hparams.get("dropout") or 0.0, True)
-    return BACKENDS.get(SDPBackend(choice), "attention by an extension")
+    backend = chosen_backend(q, model.hparams.get("dropout") or 0.0)
+    return BACKENDS.get(backend, "attention by an extension")
 
 
 def estimated_memory(model: LanguageModel, characters: int, dtype: torch.dtype) -> float:

@@ -13,11 +13,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
-from nanogpt.atomic import write_atomically
+from nanogpt.atomic import copy_atomically, write_atomically
 from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import model_file
 from nanogpt.notices import notice, program
-from nanogpt.runs import LOGS, MODEL, Run, newest_run
+from nanogpt.runs import LOGS, MODEL, STATE, Run, newest_run
+
+LARGE = ("state_dict", "optimizer_states")  # which depend on the step only
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -139,8 +141,13 @@ class LastCheckpoint(Checkpoint):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Replaces checkpoint files atomically, and refuses values that are not finite.
 
-    Each checkpoint has a model file of the same name beside it, to sample and to share.
+    Each checkpoint has a model file of the same name beside it, to sample and to share. A second
+    checkpoint of the same step is a copy of the first one's files.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latest: tuple[Path, bytes] | None = None  # path, and all but weights and optimizer
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -159,13 +166,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"gradients with --trainer.gradient_clip_val 1; {describe_last(target.parent)}"
             )
         leave_out_unreadable_states(checkpoint.get("callbacks", {}))
-        content = io.BytesIO()  # writing to a file, torch would hide the cause of an OSError
-        torch.save(checkpoint, content)
+        rest = saved(
+            {name: checkpoint[name] for name in checkpoint if name not in LARGE}
+        ).getvalue()
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(target, content.getbuffer())
+            if step is not None and self.latest == (target.with_stem("best"), rest):
+                for suffix in (STATE, MODEL):
+                    copy_atomically(target.with_name(f"best{suffix}"), target.with_suffix(suffix))
+                return
+            write_atomically(target, saved(checkpoint).getbuffer())
             if step is not None:
                 write_atomically(target.with_suffix(MODEL), model_file(checkpoint))
+                self.latest = target, rest
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -183,14 +196,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Path(path).with_suffix(MODEL).unlink(missing_ok=True)
 
 
+def saved(content: Any) -> io.BytesIO:
+    """Return what ``torch.save`` writes; to a file, it would hide the cause of an OSError."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer
+
+
 def leave_out_unreadable_states(states: dict[str, Any]) -> None:
     """Remove the states of callbacks that cannot be read again without running code."""
     for name, state in list(states.items()):
-        buffer = io.BytesIO()
         try:
-            torch.save(state, buffer)
-            buffer.seek(0)
-            torch.load(buffer, weights_only=True)
+            torch.load(io.BytesIO(saved(state).getvalue()), weights_only=True)
         except Exception:  # as many as there are types
             del states[name]
             notice(

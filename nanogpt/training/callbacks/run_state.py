@@ -28,12 +28,12 @@ class RunState(Callback):
         self.history: list[Losses] = []
         self.fit_start = time.monotonic()
         self.earlier_seconds = 0.0  # the duration of earlier fits of this run
+        self.seconds = 0.0  # of all fits, when a batch or an evaluation last ended
         self.first_step = self.step = 0  # where this fit started and ended
 
-    @property
-    def seconds(self) -> float:
-        """The duration of all fits of this run."""
-        return self.earlier_seconds + time.monotonic() - self.fit_start
+    def measure(self) -> None:
+        """Measure the duration of all fits so far; all checkpoints of a step have the same."""
+        self.seconds = self.earlier_seconds + time.monotonic() - self.fit_start
 
     def state_dict(self) -> dict[str, Any]:
         """Return the evaluations and the duration so far."""
@@ -43,7 +43,7 @@ class RunState(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the evaluations and the duration."""
         self.history = [Losses(*losses) for losses in state_dict["history"]]
-        self.earlier_seconds = state_dict["seconds"]
+        self.earlier_seconds = self.seconds = state_dict["seconds"]
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -90,12 +90,17 @@ class RunState(Callback):
         """Note the first step."""
         self.first_step = trainer.global_step
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Measure the duration."""
+        self.measure()
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the last step."""
         self.step = trainer.global_step
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the losses."""
+        """Record the losses and the duration."""
+        self.measure()
         metrics, step = trainer.callback_metrics, trainer.global_step
         if not is_evaluation(trainer) or "loss/val" not in metrics:
             return

@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 
+from nanogpt.atomic import copy_atomically
 from nanogpt.errors import UserError
 from nanogpt.training.callbacks.checkpoints import (
     AtomicCheckpointIO,
@@ -41,6 +42,43 @@ def test_last_checkpoint_is_the_last_step_even_if_the_loss_rises(fit: Run) -> No
     assert outcome.code == 0, outcome.err
     assert step_of(FOLDER / "last.ckpt") == 60
     assert step_of(FOLDER / "best.ckpt") < 60
+
+
+class Counting(L.Callback):
+    """A callback whose state changes between two checkpoints of a step."""
+
+    def __init__(self) -> None:
+        self.saved = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        self.saved += 1
+        return {"saved": self.saved}
+
+
+@pytest.mark.parametrize(
+    ("options", "copied"),
+    [([], 2), ([f"--trainer.callbacks={__name__}.Counting"], 0)],
+    ids=["same", "changed"],
+)
+def test_second_checkpoint_of_a_step_is_a_copy_unless_a_state_has_changed(
+    fit: Run, monkeypatch: pytest.MonkeyPatch, options: list[str], copied: int
+) -> None:
+    copies: list[str] = []
+
+    def copy(source: Path, path: Path) -> None:
+        copies.append(path.name)
+        copy_atomically(source, path)
+
+    monkeypatch.setattr("nanogpt.training.callbacks.checkpoints.copy_atomically", copy)
+    improving = ("--trainer.max_steps=4", "--model.learning_rate=0.01")
+    assert fit(*improving, *options).code == 0
+    assert copies == ["last.ckpt", "last.safetensors"][:copied]
+    contents = [torch.load(FOLDER / f"{name}.ckpt", weights_only=True) for name in ("best", "last")]
+    assert [content["global_step"] for content in contents] == [4, 4]
+    states = [content["callbacks"] for content in contents]
+    assert (states[0] == states[1]) == bool(copied)
+    models = [(FOLDER / f"{name}.safetensors").read_bytes() for name in ("best", "last")]
+    assert models[0] == models[1]
 
 
 @pytest.mark.parametrize(
