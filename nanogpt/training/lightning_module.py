@@ -21,7 +21,7 @@ from nanogpt.models.registry import (
 from nanogpt.text.tokenizer import Tokenizer
 from nanogpt.training.compatibility import check_compatible
 from nanogpt.training.losses import Loss, next_character_loss
-from nanogpt.training.optimizer import OptimizerName, build_optimizer, is_fused
+from nanogpt.training.optimizer import NO_MATRICES, OptimizerName, build_optimizer, is_fused
 from nanogpt.training.schedule import Schedule, build_scheduler, is_scheduled
 
 
@@ -75,6 +75,8 @@ class LanguageModel(L.LightningModule):
                 f"and {warmup_steps}"
             )
         self.config = build_config(architecture, settings)
+        if optimizer == "muon" and not hasattr(self.config, "n_layer"):
+            raise UserError(NO_MATRICES.format(architecture))
         self.save_hyperparameters(logger=False, ignore=list(settings))
         self.hparams.update(plain_settings(self.config))
         # NaN losses stay NaN: by default the metric would leave their batches out. A dictionary is

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from nanogpt.errors import UserError
 from nanogpt.hardware import fast_bf16
 
 OptimizerName = Literal["adamw", "muon"]
+NO_MATRICES = "muon is for the matrices of blocks, and the {} has none: set optimizer to adamw"
 
 
 def peak_learning_rates(hparams: Mapping[str, Any]) -> list[float]:
@@ -25,6 +27,9 @@ def build_optimizer(model: nn.Module, hparams: Mapping[str, Any], fused: bool) -
     ``adamw`` is AdamW for all parameters in one group, as in the reference; ``muon`` is Muon for
     the matrices of the blocks and AdamW for the rest. ``fused`` is an option of AdamW. Source:
     Loshchilov and Hutter, "Decoupled weight decay regularization" (2019).
+
+    Raises:
+        UserError: if there are no matrices for Muon.
     """
     adamw = {
         "lr": hparams["learning_rate"],
@@ -36,6 +41,8 @@ def build_optimizer(model: nn.Module, hparams: Mapping[str, Any], fused: bool) -
         return AdamW(model.parameters(), **adamw)
     parameters = dict(model.named_parameters())
     matrices = {name: p for name, p in parameters.items() if p.ndim == 2 and "blocks." in name}
+    if not matrices:
+        raise UserError(NO_MATRICES.format("model"))
     rest = [p for name, p in parameters.items() if name not in matrices]
     muon = Muon(matrices.values(), hparams["muon_learning_rate"], hparams["weight_decay"])
     return CombinedOptimizer([muon, AdamW(rest, **adamw)])
@@ -49,8 +56,9 @@ def is_fused(trainer: L.Trainer) -> bool:
 class Muon(Optimizer):
     """Muon: Nesterov momentum, orthogonalized by Newton-Schulz iterations.
 
-    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with
-    its coefficients. ``torch.optim.Muon`` always computes in bfloat16, which takes twice as long
+    The iterations are in bfloat16 where that is fast, else in float32. Source: Jordan et al.,
+    "Muon: an optimizer for hidden layers in neural networks" (2024), with its coefficients.
+    ``torch.optim.Muon`` always computes in bfloat16, which takes twice as long
     as float32 on a CPU without bfloat16 units.
 
     Args:
@@ -78,7 +86,8 @@ class Muon(Optimizer):
             decay = 1 - group["lr"] * group["weight_decay"]
             for matrices in group_by_shape(group["params"]):
                 gradients = [self._nesterov(matrix, group["momentum"]) for matrix in matrices]
-                updates = newton_schulz(torch.stack(gradients))
+                dtype = torch.bfloat16 if fast_bf16(matrices[0].device.type) else torch.float32
+                updates = newton_schulz(torch.stack(gradients).to(dtype))
                 scale = max(1.0, matrices[0].shape[0] / matrices[0].shape[1]) ** 0.5
                 for matrix, update in zip(matrices, updates, strict=True):
                     matrix.mul_(decay).add_(update.to(matrix.dtype), alpha=-group["lr"] * scale)
@@ -104,13 +113,11 @@ def group_by_shape(matrices: list[Tensor]) -> list[list[Tensor]]:
 def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
     """Approximate the nearest semi-orthogonal matrices: (k, m, n) to (k, m, n).
 
-    The iterated polynomial maps singular values to between 0.7 and 1.2. It is computed in bfloat16
-    where that is fast, else in float32.
+    The iterated polynomial maps singular values to between 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.to(torch.bfloat16 if fast_bf16(matrices.device.type) else torch.float32)
-    if tall := x.shape[1] > x.shape[2]:
-        x = x.mT
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(steps):
         gram = x @ x.mT

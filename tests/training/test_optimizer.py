@@ -1,15 +1,18 @@
 """The optimizers against PyTorch's own, in bfloat16 and in float32 on every machine."""
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from nanogpt.errors import UserError
 from nanogpt.models import ModernConfig, ModernGPT
 from nanogpt.training import optimizer
 from nanogpt.training.optimizer import Muon, build_optimizer, newton_schulz
+from tests.command_lines import Run
 
 HPARAMS: dict[str, Any] = {
     "optimizer": "adamw", "learning_rate": 3e-4, "muon_learning_rate": 0.02,
@@ -73,16 +76,16 @@ def test_wrong_muon_settings_are_detected(wrong: dict[str, float]) -> None:
     assert distance_from_pytorch(**wrong) > 0.03
 
 
+# bfloat16 has 8 significant bits, and each iteration amplifies small singular values 3.4 times
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (7, 7)])
 def test_newton_schulz_keeps_the_singular_vectors(
-    muon_dtype: torch.dtype, shape: tuple[int, int]
+    dtype: torch.dtype, tolerance: float, shape: tuple[int, int]
 ) -> None:
-    # bfloat16 has 8 significant bits, and each iteration amplifies small singular values 3.4 times
-    tolerance = {torch.float32: 1e-3, torch.bfloat16: 0.1}[muon_dtype]
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    result = newton_schulz(torch.stack([matrix, 100 * matrix]))
-    assert result.dtype == muon_dtype
+    result = newton_schulz(torch.stack([matrix, 100 * matrix]).to(dtype))
+    assert result.dtype == dtype
     singular_values, of_scaled = u.T @ result.float() @ v.T
     diagonal = singular_values.diagonal()
     assert 0.5 < diagonal.min() < diagonal.max() < 1.3
@@ -120,3 +123,16 @@ def test_combined_optimizer_resumes_from_its_state() -> None:
     train(model, first)
     train(copy, second)
     assert all(a.equal(b) for a, b in zip(model.parameters(), copy.parameters(), strict=True))
+
+
+def test_muon_needs_matrices(fit: Run) -> None:
+    outcome = fit(
+        *("--model.optimizer=muon", "--model.architecture=bigram", "--model.init=null"),
+        *("--model.n_layer=null", "--model.n_head=null", "--model.n_embd=null"),
+    )
+    assert outcome.code == 2
+    message = "muon is for the matrices of blocks, and the bigram has none: set optimizer to adamw"
+    assert outcome.err == f"error: {message}\n"
+    assert not Path("lightning_logs").exists()
+    with pytest.raises(UserError, match="the model has none"):
+        build_optimizer(nn.Linear(2, 3), {**HPARAMS, "optimizer": "muon"}, False)
