@@ -24,7 +24,7 @@ def loss_by_position(model: nn.Module, ids: Tensor) -> Tensor:
     for windows in evaluation_windows(n_windows * block_size, block_size):
         inputs, targets = gather(ids, windows)  # (B, T)
         losses = F.cross_entropy(model(inputs).transpose(1, 2).float(), targets, reduction="none")
-        total += losses.sum(0).double().cpu()  # (T)
+        total += losses.sum(0).cpu().double()  # (T); MPS has no float64
     return total / n_windows
 
 

@@ -1,14 +1,16 @@
 """What a GPU requires, checked without one.
 
 Tensors on the ``meta`` device have no values: whatever reads one, or mixes it with a tensor on the
-CPU, raises an error, as it would make a GPU wait or fail.
+CPU, raises an error, as it would make a GPU wait or fail. MPS, moreover, has no float64.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanogpt import kernels
 from nanogpt.generation.decoding import decode
@@ -32,6 +34,27 @@ MODELS = {
 }  # fmt: skip
 
 
+class NoFloat64(TorchDispatchMode):
+    """Raises an error where a tensor on a device other than the CPU is of a type that MPS lacks."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operator, and check the type of its results."""
+        results = func(*args, **(kwargs or {}))
+        for result in results if isinstance(results, tuple | list) else (results,):
+            if isinstance(result, Tensor) and result.device.type != "cpu":
+                assert result.dtype not in (torch.float64, torch.complex64, torch.complex128), func
+        return results
+
+
+@pytest.fixture
+def types_of_mps() -> Iterator[None]:
+    """Check the types of all tensors on the ``meta`` device."""
+    with NoFloat64():
+        yield
+
+
 def build(name: str, device: str) -> Model:
     settings = dict(MODELS[name])
     architecture = str(settings.pop("architecture"))
@@ -39,6 +62,7 @@ def build(name: str, device: str) -> Model:
         return kernels.install(build_model(architecture, 65, **settings))
 
 
+@pytest.mark.usefixtures("types_of_mps")
 @pytest.mark.parametrize(
     ("name", "optimizer"),
     [*((name, "adamw") for name in MODELS), ("gpt", "muon"), ("token shift and noise", "muon")],
@@ -63,6 +87,7 @@ def test_training_step_reads_no_value(name: str, optimizer: str) -> None:
         updates.zero_grad()
 
 
+@pytest.mark.usefixtures("types_of_mps")
 @pytest.mark.parametrize("name", MODELS)
 def test_sampling_reads_no_value(name: str) -> None:
     prompt = torch.zeros(3, 2, dtype=torch.long, device="meta")
@@ -72,6 +97,7 @@ def test_sampling_reads_no_value(name: str) -> None:
     assert {ids.device.type for ids in drawn} == {"meta"}
 
 
+@pytest.mark.usefixtures("types_of_mps")
 @torch.inference_mode()
 @pytest.mark.parametrize("name", MODELS)
 def test_text_can_be_read_in_parts_without_reading_a_value(name: str) -> None:
