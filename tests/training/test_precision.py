@@ -4,7 +4,10 @@ import signal
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from nanogpt.generation.generate import sample_text
 from nanogpt.training.callbacks.run_state import RunState
 from tests.command_lines import CONFIGS, Run
 from tests.training.oracles import curves, run_folder
@@ -59,6 +62,23 @@ def test_run_in_mixed_precision_equals_one_in_float32(
         for name, curve in expected.items():
             assert found[name] == pytest.approx(curve, abs=0.02), (name, precision)
         assert found != expected or config == "bigram"  # no matrix products
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [(BF16, "bfloat16"), (FP32, "float32")])
+def test_sample_of_an_evaluation_is_drawn_in_the_precision_of_the_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch, precision: tuple[str, ...], dtype: str
+) -> None:
+    sampled: list[Any] = []
+
+    def sample(net: nn.Module, *args: Any, **settings: Any) -> str:
+        sampled.append(next(net.parameters()))
+        return sample_text(net, *args, **settings)
+
+    monkeypatch.setattr("nanogpt.training.callbacks.samples.sample_text", sample)
+    losses(run, "quickstart", 0, *precision)
+    assert [str(weight.dtype) for weight in sampled] == [f"torch.{dtype}"] * 3
+    saved = torch.load(run_folder() / "checkpoints" / "last.ckpt", weights_only=True)
+    assert {weight.dtype for weight in saved["state_dict"].values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("precision", [BF16, FP16], ids=["bf16", "fp16"])

@@ -1,10 +1,13 @@
 """Logs a sample of text at each evaluation, to the loggers that take text."""
 
+from copy import deepcopy
+
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from nanogpt.generation.generate import sample_text
+from nanogpt.generation.quantization import set_weights
 from nanogpt.text.tokenizer import Tokenizer
 from nanogpt.training.evaluations import is_evaluation
 from nanogpt.training.lightning_module import LanguageModel
@@ -21,13 +24,19 @@ class SampleWriter(Callback):
         self.length = length
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log a sample drawn with the step as seed; the random state is unchanged."""
+        """Log a sample drawn with the step as seed, in bf16 if that is the precision of the run.
+
+        The random state is unchanged.
+        """
         loggers = [logger for logger in trainer.loggers if takes_text(logger)]
         if not is_evaluation(trainer) or not trainer.is_global_zero or not loggers:
             return
         assert isinstance(pl_module, LanguageModel)
         step, tokenizer = trainer.global_step, Tokenizer(pl_module.hparams["vocabulary"])
-        sample = sample_text(pl_module.net, tokenizer, self.length, seed=step)
+        net = pl_module.net
+        if str(trainer.precision).startswith("bf16"):  # as `predict` samples on such hardware
+            net = set_weights(deepcopy(net), "bf16", str(pl_module.device))
+        sample = sample_text(net, tokenizer, self.length, seed=step)
         for logger in loggers:
             log_text(logger, "sample", sample, step)
 
