@@ -58,8 +58,7 @@ def add_options(parser: LightningArgumentParser) -> None:
         "--compile",
         type=bool | Literal["auto"],
         default="auto",
-        help="compile the training step; auto: on CUDA, for runs of at least 1,000 "
-        "steps and every architecture but bigram and ablated_gpt",
+        help="compile the training step; auto: on CUDA, if that is estimated to save time",
     )
     for name, (kind, description) in model_settings().items():
         parser.add_argument(f"--model.{name}", type=kind | None, default=None, help=description)
