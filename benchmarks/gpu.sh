@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Run every benchmark for a GPU with one command, offline, in less than nine minutes:
+# Check and measure everything on a GPU with one command, offline, in less than ten minutes:
 #
-#   bash benchmarks/gpu.sh [OUT]    # writes results.md and results.json to OUT, benchmarks/results/
+#   bash benchmarks/gpu.sh [OUT]    # default: benchmarks/results/
 #
-# The steps are a cold start (one step of gpt10m with nothing compiled), gpt10m from start to end
-# with its losses (its run folder is in OUT/gpt10m/), sampling, and the speed of training. Each has a
-# time limit, so that a slow or broken step does not lose the others; the exit code is 1 if one fails.
+# The steps, in this order, each with a time limit and its output in OUT/NAME.txt: versions, the
+# tests for a GPU, a rehearsal of the compiled step, the time of its parts, gpt10m from start to end
+# (its run folder is in OUT/gpt10m/), the speed of training, and sampling. Each saves its figures as
+# it goes, and none needs another. At the end, also after Ctrl-C or SIGTERM, OUT/results.md,
+# results.json and, to take away, OUT/results.tar.gz are written; the exit code is 1 if a step failed.
 # PYTHON is the interpreter (default: python), NANOGPT_DATA_DIR the folder of tinyshakespeare.txt.
 # NANOGPT_GPU_SH_REHEARSAL=1 makes everything tiny, to try the script on a CPU.
 set -uo pipefail
@@ -25,49 +27,76 @@ if [ -n "${NANOGPT_DATA_DIR:-}" ]; then
 fi
 cd "$root" || exit 2
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+# a cache of its own: the first compilation is a cold one, and the kernels can be looked at
+export TORCHINDUCTOR_CACHE_DIR=$out/kernels
+rm -rf "$TORCHINDUCTOR_CACHE_DIR"
 python=${PYTHON:-python}
-seconds=510 # for all steps together; ending the last one and the report take some more
+seconds=570 # for all steps together; ending the last one and the report take some more
 
+checks=()
 fit=(--config configs/gpt10m.yaml --trainer.default_root_dir "$out/gpt10m")
-first=(--trainer.max_steps 1 --trainer.limit_val_batches 0 --compile true --card false
-    --trainer.logger false)
-sampling=(--characters 4000)
 train=(--configs gpt10m,bigram,quickstart,gpt_small --turns 1 --rounds 5 --seconds 0.5)
+sampling=(--batches 1,64,1024 --characters 4000 --min_steps 600)
 if [ -n "${NANOGPT_GPU_SH_REHEARSAL:-}" ]; then
-    fit+=(--model.n_layer 1 --model.n_embd 48 --model.block_size 32 --data.batch_size 4)
-    fit+=(--trainer.max_steps 4 --trainer.val_check_interval 2 --trainer.limit_val_batches 2)
-    sampling=(--batches 1 --characters 1 --steps 1)
-    train=(--configs bigram --turns 1 --rounds 1 --seconds 0.01)
+    tiny=$out/tiny.yaml
+    cat >"$tiny" <<YAML
+model: {architecture: gpt, block_size: 8, n_layer: 1, n_head: 2, n_embd: 16, learning_rate: 1.0e-3}
+data: {batch_size: 4, corpus: pastiche}
+trainer: {max_steps: 4, val_check_interval: 2, limit_val_batches: 2}
+YAML
+    checks=(--tiny --config "$tiny")
+    fit=(--config "$tiny" --trainer.default_root_dir "$out/gpt10m" --card false)
+    train=(--configs "$tiny" --turns 1 --rounds 1 --seconds 0.01)
+    sampling=(--batches 1 --characters 1 --min_steps 1 --steps 1)
 elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "error: PyTorch finds no CUDA device: set NANOGPT_GPU_SH_REHEARSAL=1 to rehearse on a CPU" >&2
     exit 2
 fi
-sampling+=(--json "$out/sampling.json")
-train+=(--json "$out/train.json")
 
-ran=() failed=0
+ran=() failed=0 stopped='' child=''
+stop() {
+    stopped=1
+    [ -z "$child" ] || kill -INT "$child"
+}
+trap stop INT TERM
+
 # measure NAME LIMIT SCRIPT OPTIONS...: run a script and write its output to OUT/NAME.txt
 measure() {
-    local name=$1 limit=$2 start=$SECONDS code
+    local name=$1 limit=$2 start=$SECONDS code left=$((seconds - SECONDS))
     shift 2
+    [ -z "$stopped" ] || return 0
+    [ "$limit" -le "$left" ] || limit=$((left > 1 ? left : 1))
     echo "== $name, at most $limit s: python $*"
     rm -f "$out/$name.json" "$out/$name.run.json" # of an earlier call
     # SIGINT first, so that a run saves a checkpoint and prints its results
     timeout --signal=INT --kill-after=10 "$limit" \
-        "$python" benchmarks/run_and_record.py "$out/$name.run.json" "$@" 2>&1 | tee "$out/$name.txt"
-    code=${PIPESTATUS[0]}
+        "$python" benchmarks/run_and_record.py "$out/$name.run.json" "$@" >"$out/$name.txt" 2>&1 &
+    child=$!
+    wait "$child" # which a signal interrupts
+    code=$?
+    if [ -n "$stopped" ]; then
+        wait "$child"
+        code=130
+    fi
+    child=''
+    cat "$out/$name.txt"
     [ "$code" = 0 ] || failed=1
     ran+=("$name=$code=$((SECONDS - start))")
 }
 
-command -v nvidia-smi >/dev/null && nvidia-smi
-# an empty cache, because an earlier compilation would make the start a warm one
-TORCHINDUCTOR_CACHE_DIR=$(mktemp -d) && export TORCHINDUCTOR_CACHE_DIR || exit 2
-trap 'rm -rf "$TORCHINDUCTOR_CACHE_DIR"' EXIT
 SECONDS=0
-measure first_step 90 cli.py fit "${fit[@]}" "${first[@]}"
+measure versions 60 benchmarks/gpu_checks.py versions "${checks[@]}" --json "$out/versions.json"
+measure tests 90 benchmarks/gpu_checks.py tests --json "$out/tests.json"
+TORCH_LOGS=cudagraphs,recompiles,graph_breaks measure rehearse 120 benchmarks/gpu_checks.py \
+    rehearse "${checks[@]}" --json "$out/rehearse.json" --code "$out/code"
+measure step 90 benchmarks/gpu_checks.py step "${checks[@]}" --json "$out/step.json"
 measure fit 300 cli.py fit "${fit[@]}"
-measure sampling 80 benchmarks/sampling.py "${sampling[@]}"
-measure train $((seconds - SECONDS)) benchmarks/train.py "${train[@]}" # the remaining time
+measure train 120 benchmarks/train.py "${train[@]}" --json "$out/train.json"
+measure sampling 90 benchmarks/sampling.py "${sampling[@]}" --json "$out/sampling.json"
+
 "$python" benchmarks/report.py "$out" "${ran[@]}" || failed=1
+archive=$(mktemp) &&
+    tar --exclude checkpoints --exclude kernels --exclude results.tar.gz -C "$out" -czf "$archive" . &&
+    mv "$archive" "$out/results.tar.gz" || failed=1
+[ -z "$stopped" ] || exit 130
 exit $failed

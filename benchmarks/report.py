@@ -63,8 +63,10 @@ def markdown(report: dict[str, Any]) -> str:
         parts += [f"## {name}", summary(step)]
         if "evaluations" in step:
             parts.append(losses_table(step))
+        if isinstance(step.get("figures"), list):
+            parts.append(rows_table(step["figures"]))
         if name == "train" and "figures" in step:
-            parts.append(loops_table(step["figures"]["loops"]))
+            parts.append(loops_table(step["figures"].get("loops", [])))
         parts.append(f"```\n{step['output'].strip()}\n```")
     return "\n\n".join(parts) + "\n"
 
@@ -98,6 +100,15 @@ def losses_table(step: dict[str, Any]) -> str:
         theirs = (f"{row.train:.4f}", f"{row.val:.4f}") if row else ("", "")
         rows.append((str(number), f"{train:.4f}", theirs[0], f"{val:.4f}", theirs[1]))
     return table(("step", "train", "reference", "val", "reference"), rows)
+
+
+def rows_table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows of benchmarks/gpu_checks.py."""
+    lines = []
+    for row in rows:
+        figures = [f"{key}: {value}" for key, value in row.items() if key != "name"]
+        lines.append((row["name"], "; ".join(figures)))
+    return table(("", ""), lines)
 
 
 def loops_table(rows: list[dict[str, Any]]) -> str:

@@ -28,7 +28,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
@@ -75,8 +75,17 @@ def time_product(a: Tensor, b: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def measure(name: str, turns: int, rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """Time all loops of a config; return a row for each, ``fit`` last."""
+def measure(
+    name: str,
+    turns: int,
+    rounds: int,
+    seconds: float,
+    save: Callable[[dict[str, Any]], None] = lambda results: None,
+) -> list[dict[str, Any]]:
+    """Time all loops of a config; return a row for each, ``fit`` last.
+
+    ``save`` is called with the results so far, by loop, after each of them.
+    """
     path, device = config_path(name), best_device()
     sizes = Sizes.from_config(path)
     characters = sizes.batch_size * sizes.block_size
@@ -86,6 +95,7 @@ def measure(name: str, turns: int, rounds: int, seconds: float) -> list[dict[str
         for loop, of_loop in results.items():
             if not any("failure" in result for result in of_loop):
                 of_loop.append(run_in_process(loop, path, rounds, seconds))
+                save(results)
     rows = {}
     for loop, of_loop in results.items():
         row = rows[loop] = {"config": name, "loop": loop, **of_loop[-1]}
@@ -186,8 +196,9 @@ def main(arguments: Sequence[str]) -> None:
     }
     print(*report.values(), sep="\n", end="\n\n", flush=True)
 
-    def save() -> None:
+    def save(unfinished: dict[str, Any] | None = None) -> None:
         if options.json:
+            report["unfinished"] = unfinished or {}
             options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
     if options.end_to_end:
@@ -203,7 +214,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{'config':11} {'loop':25} {titles}")
     report["loops"] = []
     for name in options.configs.split(","):
-        rows = measure(name, options.turns, options.rounds, options.seconds)
+        rows = measure(name, options.turns, options.rounds, options.seconds, save)
         print(*map(line, rows), sep="\n", flush=True)
         report["loops"] += rows
         save()

@@ -8,9 +8,11 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import yaml
 from baseline import Sizes, Training
 from run_and_record import peak_memory
 from torch import Tensor
@@ -19,7 +21,8 @@ from nanogpt.hardware import best_device
 from nanogpt.models import count_parameters
 from nanogpt.text.batches import Windows, gather, training_batches
 from nanogpt.training import lightning_cli
-from nanogpt.training.compiled import MIN_AUTO_STEPS, CompiledLoss
+from nanogpt.training.compiled import CompiledLoss, plan_compilation
+from nanogpt.training.lightning_module import LanguageModel
 from nanogpt.training.optimizer import build_optimizer
 
 BASELINES = {  # (autocast, compiled)
@@ -128,7 +131,8 @@ class TimedFit(lightning_cli.CLI):
         dtype = AUTOCAST_DTYPES.get(str(trainer.precision))
 
         def step() -> None:
-            inputs, targets = gather(ids, Windows(next(batches).to(device), T))
+            offsets = next(batches).to(device, non_blocking=device.type == "cuda")  # as Lightning
+            inputs, targets = gather(ids, Windows(offsets, T))
             with torch.autocast(device.type, dtype) if dtype else nullcontext():
                 loss = model.training_loss(net, inputs, targets)
             optimizer.zero_grad(set_to_none=True)
@@ -188,17 +192,27 @@ def time_baseline(name: str, config: Path, timer: Timer) -> dict[str, Any]:
     }
 
 
+def is_compiled(config: Path) -> bool:
+    """Return whether ``fit`` compiles a config on this machine."""
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    sizes = Sizes.from_config(config)
+    strategy = SimpleNamespace(root_device=torch.device(best_device()))
+    counts = {"accumulate_grad_batches": 1, "world_size": 1, "max_steps": sizes.max_steps}
+    trainer: Any = SimpleNamespace(strategy=strategy, **counts)
+    data: Any = sizes  # which has the same attributes
+    return plan_compilation("auto", LanguageModel(**content["model"]), data, trainer).compiled
+
+
 def time_ours(name: str, config: Path, timer: Timer) -> dict[str, Any]:
     """Time ``fit``, or the bare loop under its settings; return the same as ``time_baseline``."""
     # the number of steps below must not change whether `fit` compiles this config
-    short = 0 <= Sizes.from_config(config).max_steps < MIN_AUTO_STEPS
-    compile_option = "false" if short or name == "fit, not compiled" else "auto"
+    compiled = name != "fit, not compiled" and is_compiled(config)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         options = ["--config", str(config), "--trainer.default_root_dir", folder]
         options += ["--trainer.accelerator", "gpu" if best_device() == "cuda" else "cpu"]
         options += ["--trainer.max_steps", str(10**6), "--trainer.enable_progress_bar", "false"]
         options += ["--trainer.limit_val_batches", "0", "--card", "false"]
-        options += ["--compile", compile_option]
+        options += ["--compile", str(compiled).lower()]
         timed_fit = partial(TimedFit, timer=timer, bare=name == "bare")
         cli = lightning_cli.run("fit", options, timed_fit)
     loss, precision = cli.model.training_loss, str(cli.trainer.precision)

@@ -4,7 +4,10 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
+import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +21,7 @@ from torch import nn
 from nanogpt import kernels
 from nanogpt.errors import UserError
 from nanogpt.text import corpora
+from tests.command_lines import SHARED_TEXT
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(
@@ -68,6 +72,88 @@ def test_gpu_script_prints_its_help() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "bash benchmarks/gpu.sh [OUT]" in done.stdout
     assert not Path("--help").exists()
+
+
+@pytest.fixture
+def rehearsal() -> Iterator[subprocess.Popen[str]]:
+    """benchmarks/gpu.sh on a CPU, without a network, which writes to the folder ``out``."""
+    variables = {"NANOGPT_GPU_SH_REHEARSAL": "1", "PYTHON": sys.executable}
+    variables |= {"https_proxy": "http://127.0.0.1:1", "OMP_NUM_THREADS": "1"}
+    if SHARED_TEXT.is_file():
+        variables["NANOGPT_DATA_DIR"] = str(SHARED_TEXT.parent)
+    with subprocess.Popen(
+        ["bash", str(BENCHMARKS / "gpu.sh"), "out"],
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        yield process
+        process.kill()
+
+
+CHECKS = {
+    "versions": {"machine", "packages", "attention"},
+    "tests": {"tests"},
+    "rehearse": {"compiling", "gradients against uncompiled ones", "counters", "generated code"},
+    "step": {"uncompiled"},
+}
+
+
+def archived(name: str) -> str:
+    """Return the text of a file in the archive."""
+    with tarfile.open("out/results.tar.gz") as archive:
+        file = archive.extractfile(f"./{name}")
+        assert file is not None
+        return file.read().decode()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
+@pytest.mark.skipif(not SHARED_TEXT.is_file(), reason="times training on tiny Shakespeare")
+def test_rehearsed_gpu_script_leaves_the_rows_of_every_step(
+    rehearsal: "subprocess.Popen[str]",
+) -> None:
+    output, _ = rehearsal.communicate()
+    assert rehearsal.returncode == 0, output
+    for name, rows in CHECKS.items():
+        assert {row["name"] for row in json.loads(archived(f"{name}.json"))} == rows
+    report = json.loads(archived("results.json"))
+    assert list(report["steps"]) == [*CHECKS, "fit", "train", "sampling"]
+    assert {step["exit_code"] for step in report["steps"].values()} == {0}
+    assert [row[0] for row in report["steps"]["fit"]["evaluations"]] == [0, 2, 4]
+    loops = [row["loop"] for row in json.loads(archived("train.json"))["loops"]]
+    assert loops == ["baseline", "baseline, bf16", "bare", "fit"]
+    assert set(json.loads(archived("sampling.json"))["characters_per_second"]["1"]) > {"plain"}
+    page = archived("results.md")
+    assert "| attention | PyTorch, bf16: MATH" in page
+    assert "cudagraph_skips: 0; graph_breaks: 0" in page
+    assert "Self CPU" in page  # the profile
+    with tarfile.open("out/results.tar.gz") as archive:
+        names = archive.getnames()
+    assert any(name.startswith("./code/") for name in names)
+    assert not any(
+        "checkpoint" in name or name.endswith((".ckpt", ".safetensors")) for name in names
+    )
+    assert Path("out/results.tar.gz").stat().st_size < 2**20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
+def test_stopped_gpu_script_leaves_the_finished_rows(rehearsal: "subprocess.Popen[str]") -> None:
+    assert rehearsal.stdout is not None
+    for line in rehearsal.stdout:
+        if line.startswith("== tests"):
+            break
+    rehearsal.send_signal(signal.SIGTERM)
+    rest = rehearsal.stdout.read()
+    assert rehearsal.wait() == 130, rest
+    assert "== rehearse" not in rest
+    rows = json.loads(archived("versions.json"))
+    assert {row["name"] for row in rows} == CHECKS["versions"]
+    steps = json.loads(archived("results.json"))["steps"]
+    assert {name: step["exit_code"] for name, step in steps.items()} == {
+        "versions": 0,
+        "tests": 130,
+    }
 
 
 def test_all_loops_are_timed(train: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
