@@ -33,7 +33,8 @@ class PredictOptions(GenerationOptions):
     """The options of ``predict``: those of ``GenerationOptions`` and the following.
 
     Args:
-        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a checkpoint file.
+        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a model file; several,
+            separated by commas, are an ensemble.
         weights: ``fp32``, ``bf16``, ``int8`` (CPU only; a sample may then depend on the others
             drawn with it), or ``auto``: bf16 where it is fast, else fp32.
         prompt: the beginning of the text; by default, sampling starts after a line break.

@@ -48,7 +48,8 @@ def score(
     Args:
         text: the path of a text file, or ``-`` for stdin.
         html: write a page to this path, with each character shaded by its surprisal.
-        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a checkpoint file.
+        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a model file; several,
+            separated by commas, are an ensemble.
         encoding: text encoding of the file.
         on_unknown: ``error`` refuses a text with characters outside the model's vocabulary,
             ``skip`` drops them.
@@ -68,14 +69,14 @@ def score(
         notes.append(f"{n_unknown:,} of {len(content):,} characters are unknown and were skipped")
     if html is not None and len(known) > MAX_SHOWN:
         notes.append(f"the page shows the first {MAX_SHOWN:,} of {len(known):,} characters")
-    print_message("\n".join([*notes, f"scoring with {checkpoint.path}"]))
+    print_message("\n".join([*notes, f"scoring with {checkpoint.label}"]))
     model = kernels.install(checkpoint.model).to(best_device())
     start_id, k = int(start_ids(tokenizer, "")), 0 if html is None else TOOLTIP_CHARACTERS
     scored = surprisal(model, start_id, tokenizer.encode(known), k)
     if not bool(scored.nats.isfinite().all()):
         raise UserError(DIVERGED)
     loss = scored.nats.double().mean().item()
-    summary = Summary(name, str(checkpoint.path), len(known), loss)
+    summary = Summary(name, checkpoint.label, len(known), loss)
     print_text(report(summary, content, vocabulary, scored.nats))
     if html is not None:
         columns = (scored.nats / math.log(2), scored.likely, scored.probabilities)

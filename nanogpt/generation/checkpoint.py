@@ -6,9 +6,10 @@ in its metadata. Nothing in it selects code: the architecture is one of the regi
 
 import json
 import math
+import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nanogpt.errors import UserError
+from nanogpt.models.ensemble import Ensemble
 from nanogpt.models.registry import Model, build_model, config_class
 from nanogpt.notices import notice
 from nanogpt.runs import MODEL, find_model
@@ -48,6 +50,8 @@ class Checkpoint:
         corpus: name and SHA-256 of the corpus, and the one that it replaced, if any.
         val_loss: of that step, if it was evaluated.
         data: hyperparameters of the data module.
+        others: the files of the further members, if the model is an ensemble; all else is that of
+            the first.
     """
 
     path: Path
@@ -58,6 +62,12 @@ class Checkpoint:
     corpus: dict[str, str | None] = field(default_factory=dict)
     val_loss: float | None = None
     data: dict[str, Any] = field(default_factory=dict)
+    others: tuple[Path, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The files, for messages."""
+        return ", ".join(map(str, (self.path, *self.others)))
 
 
 def load_checkpoint(ckpt_path: str = "best") -> Checkpoint:
@@ -66,9 +76,25 @@ def load_checkpoint(ckpt_path: str = "best") -> Checkpoint:
     There is no fallback for a file given by its name.
 
     Args:
-        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a file.
+        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a file. Several of them,
+            separated by commas, are an ensemble.
+
+    Raises:
+        UserError: if there is no such model, or those of an ensemble have other vocabularies.
     """
-    return read_or_other(read_checkpoint, find_model(ckpt_path), ckpt_path)
+    exists = os.path.exists(ckpt_path)  # noqa: PTH110 (a Path raises an error for a long name)
+    names = [ckpt_path] if exists else ckpt_path.split(",")
+    first, *others = [read_or_other(read_checkpoint, find_model(name), name) for name in names]
+    for other in others:
+        if other.tokenizer.vocabulary != first.tokenizer.vocabulary:
+            raise UserError(
+                f"{other.path} cannot be in an ensemble with {first.path}: it knows other "
+                "characters; use models that were trained on the same text"
+            )
+    if not others:
+        return first
+    model: Any = Ensemble([checkpoint.model for checkpoint in (first, *others)])
+    return replace(first, model=model, others=tuple(other.path for other in others))
 
 
 def read_or_other(read: Callable[[Path], T], path: Path, ckpt_path: str) -> T:

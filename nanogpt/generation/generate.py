@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol, get_args
 
 import torch
@@ -36,12 +35,12 @@ class TextModel:
     Args:
         model: on any device.
         tokenizer: tokenizer of the training text.
-        checkpoint: the file it was loaded from, if any.
+        checkpoint: the file it was loaded from, if any, or those of an ensemble.
     """
 
     model: Model
     tokenizer: Tokenizer
-    checkpoint: Path | None = None
+    checkpoint: str | None = None
 
 
 class HasTextModel(Protocol):
@@ -110,7 +109,8 @@ def load(
     """Load a trained model for sampling. No code from the file is run.
 
     Args:
-        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a checkpoint file.
+        ckpt_path: ``best`` or ``last`` of the newest run, a run folder, or a model file; several,
+            separated by commas, are an ensemble.
         weights: ``fp32``, ``bf16``, ``int8`` (CPU only), or ``auto``: bf16 where it is fast, else
             fp32.
         device: ``cpu`` or ``cuda``; by default a GPU if there is one.
@@ -120,7 +120,7 @@ def load(
     """
     checkpoint = load_checkpoint(ckpt_path)
     model = set_weights(kernels.install(checkpoint.model), weights, device or best_device())
-    return TextModel(model, checkpoint.tokenizer, checkpoint.path)
+    return TextModel(model, checkpoint.tokenizer, checkpoint.label)
 
 
 def generate(

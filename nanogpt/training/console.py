@@ -165,8 +165,9 @@ def print_validation(trainer: L.Trainer, corpus: str, checkpoint: Checkpoint) ->
     """
     metrics = trainer.callback_metrics
     if not all(math.isfinite(value) for value in metrics.values()):
-        raise UserError(f"the loss of {checkpoint.path} is not finite: its training diverged")
-    print_text(f"{checkpoint.path}, after step {checkpoint.step}, on {corpus}:")
+        raise UserError(f"the loss of {checkpoint.label} is not finite: its training diverged")
+    after = "" if checkpoint.others else f", after step {checkpoint.step}"
+    print_text(f"{checkpoint.label}{after}, on {corpus}:")
     print("         loss  perplexity  bits per character")
     for split in ("train", "val"):
         loss, perplexity, bits = (

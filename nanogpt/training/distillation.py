@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nanogpt import kernels
 from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import read_checkpoint
+from nanogpt.models.ensemble import mean_probabilities
 from nanogpt.notices import notice
 from nanogpt.training.datamodule import CharDataModule
 from nanogpt.training.losses import Loss, next_character_loss
@@ -40,8 +41,7 @@ def distillation_loss(teachers: Sequence[nn.Module]) -> Loss:
 
     def loss(net: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
-            probabilities = [teacher(ids).float().softmax(-1) for teacher in teachers]
-            mean = torch.stack(probabilities).mean(0)  # (B, T, V)
+            mean = mean_probabilities(teachers, ids)  # (B, T, V)
         return F.cross_entropy(net(ids).flatten(0, 1).float(), mean.flatten(0, 1))
 
     return loss

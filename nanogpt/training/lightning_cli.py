@@ -224,9 +224,10 @@ class CLI(OneCommandCLI):
     def before_validate(self) -> None:
         """Use the network, the vocabulary and the corpus of the checkpoint."""
         assert isinstance(self.checkpoint, Checkpoint)
-        vocabulary = self.checkpoint.tokenizer.vocabulary
+        vocabulary, data = self.checkpoint.tokenizer.vocabulary, self.datamodule
+        data.block_size = min(data.block_size, self.checkpoint.model.block_size)  # of an ensemble
         folder = started_in(run_of(self.checkpoint.path))
-        self.datamodule.restore_corpus(self.checkpoint.corpus, vocabulary, folder)
+        data.restore_corpus(self.checkpoint.corpus, vocabulary, folder)
         self.model.use_network(self.checkpoint.model, vocabulary)
         check_compatible(self.checkpoint.settings, self.model.hparams)
         # Lightning would load it again, and ask for the callbacks of the training

@@ -24,8 +24,8 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 HELP = {  # Lightning's names other values
-    "ckpt_path": "checkpoint to resume (fit) or evaluate (validate): best or last of the newest "
-    "run, a run folder, or a checkpoint file"
+    "ckpt_path": "checkpoint to resume (fit) or model to evaluate (validate; several, separated by "
+    "commas, are an ensemble): best or last of the newest run, a run folder, or a file"
 }
 DERIVED_SETTINGS = {
     "data.block_size": "model.block_size",
