@@ -5,10 +5,10 @@ python benchmarks/full_size.py --list                          # what is missing
 python benchmarks/full_size.py --render                        # only the table in docs/results.md
 
 One run follows the other. The command can be stopped at any time, also by a kill, and repeated: a
-run resumes from its last checkpoint, and a finished one is not repeated. The runs are below --out. Of a finished one, docs/results/NAME/
-gets the log, config, card, curve and sample, and result.json; weights are not kept. The table of
-docs/results.md is rendered from those files at the end. Train on a machine without other work, from
-a commit without changes.
+run resumes from its last checkpoint, and a finished one is not repeated. The runs are below --out.
+Of a finished one, docs/results/NAME/ gets the log, config, card, curve and sample, and result.json;
+weights are not kept. The table of docs/results.md is rendered from those files at the end. Train on
+a machine without other work, from a commit without changes.
 """
 
 import argparse
