@@ -109,7 +109,8 @@ def keep(run: Run, folder: Path, kept: Path, commit: str) -> None:
     history = state["callbacks"]["RunState"]["history"]
     target = kept / run.name
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder.parents[1] / "log.txt", target / "log.txt")
+    log = (folder.parents[1] / "log.txt").read_text(encoding="utf-8")
+    (target / "log.txt").write_text(log.replace(f"{ROOT}/", ""), encoding="utf-8")
     for name in ("config.yaml", "card.md"):
         if (folder / name).is_file():  # a run that was killed in its last second has no card
             shutil.copyfile(folder / name, target / name)
