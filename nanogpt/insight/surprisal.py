@@ -24,24 +24,28 @@ class Surprisal:
 
 
 @torch.inference_mode()
-def surprisal(model: nn.Module, start_id: int, ids: Tensor, k: int = 5) -> Surprisal:
+def surprisal(
+    model: nn.Module, start_id: int, ids: Tensor, k: int = 5, stride: int | None = None
+) -> Surprisal:
     """Score every character of a text, given those before it.
 
-    Windows of ``block_size`` ids overlap by half; each scores the targets that the previous one
-    did not contain. A character is predicted from all previous ones, ``start_id`` included, or at
-    least from the last ``block_size // 2 + 1``.
+    Windows of ``block_size`` ids overlap; each scores the targets that the previous one did not
+    contain. A character is predicted from all previous ones, ``start_id`` included, or at least
+    from the last ``block_size - stride + 1``.
 
     Args:
         model: maps ids (B, T) to logits (B, T, V); in evaluation mode, on any device.
         start_id: the id before the first character.
         ids: the text, (N,) of any integer type, N at least 1.
         k: number of most likely characters to return; at most V.
+        stride: characters from one window to the next, at most ``block_size``; by default half of
+            that, rounded up.
     """
     device = next(model.parameters()).device
     block_size: int = model.block_size  # type: ignore[assignment]
     sequence = torch.cat([ids.new_tensor([start_id]), ids])  # (N + 1)
     length = min(block_size, len(ids))
-    last, shift = len(ids) - length, (block_size + 1) // 2
+    last, shift = len(ids) - length, stride or (block_size + 1) // 2
     starts = torch.arange(0, last + shift, shift).clamp(max=last)  # (W); the text ends the last one
     n_new = starts.diff(prepend=torch.tensor([-length]))  # (W), targets that no earlier one has
     steps = torch.arange(length)

@@ -11,12 +11,14 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 
 from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import Checkpoint
 from nanogpt.generation.generate import sample_text
 from nanogpt.insight.reference import Losses, best_losses, comparison_table, reference_curve
-from nanogpt.models import count_parameters
+from nanogpt.insight.surprisal import surprisal
+from nanogpt.models import Model, count_parameters
 from nanogpt.notices import print_message, print_text, program
 from nanogpt.runs import LOGS
 from nanogpt.text import corpora
@@ -170,8 +172,16 @@ def print_validation(trainer: L.Trainer, corpus: str, checkpoint: Checkpoint) ->
     print_text(f"{checkpoint.label}{after}, on {corpus}:")
     print("         loss  perplexity  bits per character")
     for split in ("train", "val"):
-        loss, perplexity, bits = (
-            metrics[f"{name}/{split}"].item()
-            for name in ("loss", "perplexity", "bits_per_character")
-        )
-        print(f"{split:5} {loss:7.4f}  {perplexity:10.4f}  {bits:18.4f}")
+        print(f"{split:5} {figures(metrics[f'loss/{split}'].item())}")
+
+
+def figures(loss: float) -> str:
+    """Return a loss, its perplexity and its bits per character, as columns of a table."""
+    return f"{loss:7.4f}  {math.exp(min(loss, 88.0)):10.4f}  {loss / math.log(2):18.4f}"
+
+
+def print_overlapping(net: Model, ids: Tensor, stride: int) -> None:
+    """Print the loss of a split, ids (N,), in overlapping windows, in float32."""
+    loss = surprisal(net.eval(), int(ids[0]), ids[1:], 1, stride).nats.double().mean().item()
+    least = net.block_size - stride + 1
+    print(f"val   {figures(loss)}  --stride {stride}: each after at least {least} characters")

@@ -6,6 +6,7 @@ character than the one character in the text.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import read_checkpoint
 from nanogpt.models.ensemble import mean_probabilities
 from nanogpt.notices import notice
+from nanogpt.runs import find_model
 from nanogpt.training.datamodule import CharDataModule
 from nanogpt.training.losses import Loss, next_character_loss
 
@@ -45,6 +47,18 @@ def distillation_loss(teachers: Sequence[nn.Module]) -> Loss:
         return F.cross_entropy(net(ids).flatten(0, 1).float(), mean.flatten(0, 1))
 
     return loss
+
+
+def find_teacher(given: str) -> str:
+    """Return the path of a teacher's model file.
+
+    Raises:
+        UserError: if there is none, or for ``best`` and ``last``, whose run changes.
+    """
+    if given not in ("best", "last"):
+        with suppress(UserError):
+            return str(find_model(given))
+    raise UserError(f"no teacher at {given!r}: --teachers takes .safetensors files and run folders")
 
 
 def load_teacher(path: Path, data: CharDataModule) -> nn.Module:

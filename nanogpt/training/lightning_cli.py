@@ -27,7 +27,7 @@ from nanogpt.training.compatibility import check_compatible
 from nanogpt.training.compiled import CompiledLoss, plan_compilation
 from nanogpt.training.config_loader import PARSER_MODE, complete_options, register_parser_mode
 from nanogpt.training.datamodule import CharDataModule
-from nanogpt.training.distillation import build_loss
+from nanogpt.training.distillation import build_loss, find_teacher
 from nanogpt.training.lightning_internals import OneCommandCLI, spawning_launcher
 from nanogpt.training.lightning_module import LanguageModel
 from nanogpt.training.log_filter import filtered_logs
@@ -77,7 +77,7 @@ class CLI(OneCommandCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that are not Lightning's."""
-        options.add_options(parser)
+        options.add_options(parser, self.command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the options; raise a one-line error if they are not valid."""
@@ -101,14 +101,14 @@ class CLI(OneCommandCLI):
         settings = self.settings
         if self.command == "fit":
             options.check_fit(settings)
-            settings.teachers = [options.find_teacher(given) for given in settings.teachers]
+            settings.teachers = [find_teacher(given) for given in settings.teachers]
             if settings.ckpt_path and not self.checkpoint:  # set in a config
                 self.checkpoint = load_training_state(settings.ckpt_path)
                 self.modified_ns = self.checkpoint.path.stat().st_mtime_ns
             if isinstance(self.checkpoint, TrainingState):
                 self.find_resume_point(self.checkpoint)
-        elif settings.trainer.limit_val_batches == 0:
-            raise UserError("validate needs an evaluation: leave --trainer.limit_val_batches out")
+        else:
+            options.check_validate(settings)
         check_classes(loggers.as_list(settings.trainer.callbacks))
         settings.data.seed = int(settings.seed_everything)  # a bool has become a number
         self.config_text = self.dump(settings)  # before the loggers are placed
@@ -237,6 +237,8 @@ class CLI(OneCommandCLI):
         """Print the evaluation."""
         assert isinstance(self.checkpoint, Checkpoint)
         console.print_validation(self.trainer, self.datamodule.corpus.name, self.checkpoint)
+        if stride := self.settings.stride:
+            console.print_overlapping(self.model.net, self.datamodule.splits["val"], stride)
 
 
 def run(command: str, argv: list[str], cli: Callable[[str, list[str]], CLI] = CLI) -> CLI:

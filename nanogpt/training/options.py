@@ -1,6 +1,5 @@
 """CLI options besides Lightning's own, their defaults and their validation."""
 
-from contextlib import suppress
 from dataclasses import fields
 from typing import Any, Literal, get_origin, get_type_hints
 
@@ -12,7 +11,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from nanogpt.errors import UserError
 from nanogpt.models.registry import ARCHITECTURES, build_config, plain_settings
-from nanogpt.runs import find_model
 from nanogpt.training.trainer_parts import DEFAULT_CALLBACKS
 
 TRAINER_DEFAULTS = {
@@ -34,7 +32,7 @@ DERIVED_SETTINGS = {
 }
 
 
-def add_options(parser: LightningArgumentParser) -> None:
+def add_options(parser: LightningArgumentParser, command: str) -> None:
     """Add the options that are not Lightning's, and derive data settings from others."""
     parser.add_argument(
         "--reference",
@@ -60,6 +58,23 @@ def add_options(parser: LightningArgumentParser) -> None:
         default="auto",
         help="compile the training step; auto: on CUDA, if that is estimated to save time",
     )
+    if command == "validate":
+        parser.add_argument(
+            "--stride",
+            type=int | None,
+            default=None,
+            help="also evaluate val in windows that overlap: each begins so many characters after "
+            "the previous one",
+        )
+    add_sections(parser)
+    source = ("model.architecture", "model.block_size")
+    parser.link_arguments(source, "data.block_size", compute_fn=block_size_of)
+    parser.link_arguments("seed_everything", "data.seed", int)  # a bool becomes a number
+    parser.link_arguments("data.vocabulary", "model.vocabulary")
+
+
+def add_sections(parser: LightningArgumentParser) -> None:
+    """Add the settings of the architectures, and the callbacks by name."""
     for name, (kind, description) in model_settings().items():
         parser.add_argument(f"--model.{name}", type=kind | None, default=None, help=description)
     for name, kind in DEFAULT_CALLBACKS.items():
@@ -69,10 +84,6 @@ def add_options(parser: LightningArgumentParser) -> None:
             default={"class_path": f"nanogpt.training.callbacks.{kind.__name__}"},
             help=f"{kind.__name__}, or a class path that replaces it; null for none",
         )
-    source = ("model.architecture", "model.block_size")
-    parser.link_arguments(source, "data.block_size", compute_fn=block_size_of)
-    parser.link_arguments("seed_everything", "data.seed", int)  # a bool becomes a number
-    parser.link_arguments("data.vocabulary", "model.vocabulary")
 
 
 def model_settings() -> dict[str, tuple[Any, str]]:
@@ -163,23 +174,22 @@ def check_utf8(name: str, path: Any) -> None:
         ) from error
 
 
-def find_teacher(given: str) -> str:
-    """Return the path of a teacher's model file.
-
-    Raises:
-        UserError: if there is none, or for ``best`` and ``last``, whose run changes.
-    """
-    if given not in ("best", "last"):
-        with suppress(UserError):
-            return str(find_model(given))
-    raise UserError(f"no teacher at {given!r}: --teachers takes .safetensors files and run folders")
-
-
 def check_fit(settings: Namespace) -> None:
     """Raise a ``UserError`` if a setting of ``fit`` is not valid."""
     check_steps(settings)
     check_batches(settings.trainer)
     check_utf8("trainer.default_root_dir", settings.trainer.default_root_dir)
+
+
+def check_validate(settings: Namespace) -> None:
+    """Raise a ``UserError`` if a setting of ``validate`` is not valid."""
+    if settings.trainer.limit_val_batches == 0:
+        raise UserError("validate needs an evaluation: leave --trainer.limit_val_batches out")
+    longest = settings.model.block_size
+    if settings.stride is not None and not 1 <= settings.stride <= longest:
+        raise UserError(
+            f"stride must be at least 1 and at most the block_size {longest}, not {settings.stride}"
+        )
 
 
 def check_steps(settings: Namespace) -> None:
@@ -201,16 +211,15 @@ def check_steps(settings: Namespace) -> None:
             continue
         if type(value) is not int or value < 1:
             raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
-    if trainer.min_epochs is not None:
-        raise UserError(
-            "training is counted in optimizer steps: set --trainer.min_steps, and leave "
-            "--trainer.min_epochs out"
-        )
-    if trainer.check_val_every_n_epoch is not None:
-        raise UserError(
-            "evaluations are counted in steps: set --trainer.val_check_interval, and leave "
-            "--trainer.check_val_every_n_epoch out"
-        )
+    for name, instead in (
+        ("min_epochs", "min_steps"),
+        ("check_val_every_n_epoch", "val_check_interval"),
+    ):
+        if trainer[name] is not None:
+            raise UserError(
+                f"training and evaluations are counted in steps: set --trainer.{instead}, and "
+                f"leave --trainer.{name} out"
+            )
 
 
 def check_batches(trainer: Namespace) -> None:

@@ -179,6 +179,31 @@ def test_validate_prints_the_losses_that_fit_printed(fit: Run, run: Run) -> None
     assert "bits per character" in outcome.out
 
 
+def test_validate_in_overlapping_windows(fit: Run, run: Run) -> None:
+    # 512 targets of val: as many whole windows of 8 characters
+    Path("long.txt").write_text(pastiche()[: 10 * 513], encoding="utf-8")
+    fit("--data.corpus=long.txt", "--model.learning_rate=0.03", "--trainer.max_steps=40")
+    outcomes = {stride: run("validate", f"--stride={stride}") for stride in (8, 2)}
+    losses = {}
+    for stride, outcome in outcomes.items():
+        assert outcome.code == 0, outcome.err
+        *_, val, overlapping = outcome.out.splitlines()
+        assert overlapping.endswith(
+            f"--stride {stride}: each after at least {9 - stride} characters"
+        )
+        losses[stride] = [float(line.split()[1]) for line in (val, overlapping)]
+    assert losses[8][1] == pytest.approx(losses[8][0], abs=1e-4)  # the same windows
+    assert losses[2][0] == losses[8][0]
+    assert losses[2][1] != losses[2][0]
+    for stride in (0, 9):
+        outcome = run("validate", f"--stride={stride}")
+        assert outcome.code == 2
+        assert (
+            f"stride must be at least 1 and at most the block_size 8, not {stride}" in outcome.err
+        )
+    assert run("fit", "--ckpt_path=last", "--stride=2").code == 2
+
+
 def test_validate_accepts_a_checkpoint_outside_a_run_folder(
     fit: Run, run: Run, tmp_path: Path
 ) -> None:

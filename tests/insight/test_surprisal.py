@@ -16,21 +16,22 @@ def some_text(length: int) -> Tensor:
     return torch.randint(V, (length,), generator=torch.Generator().manual_seed(8)).byte()
 
 
-def first_position(target: int, length: int, block_size: int) -> int:
+def first_position(target: int, length: int, block_size: int, stride: int | None = None) -> int:
     """The start of the first window that contains a target; position 0 is ``START_ID``."""
-    last = max(length - block_size, 0)
-    starts = [start for start in range(last + 1) if start % ((block_size + 1) // 2) == 0]
+    last, stride = max(length - block_size, 0), stride or (block_size + 1) // 2
+    starts = [start for start in range(last + 1) if start % stride == 0]
     return next(start for start in [*starts, last] if target < start + block_size)
 
 
 @torch.no_grad()
-def one_by_one(model: GPT, text: Tensor) -> Tensor:
+def one_by_one(model: GPT, text: Tensor, stride: int | None = None) -> Tensor:
     """The log-probabilities (N, V), with one forward pass for each character."""
     sequence, rows = [START_ID, *text.tolist()], []
     for target in range(len(text)):
-        start = first_position(target, len(text), model.block_size)
+        start = first_position(target, len(text), model.block_size, stride)
         n_context = target + 1 - start
-        assert n_context == target + 1 or n_context >= model.block_size // 2 + 1
+        least = model.block_size // 2 + 1 if stride is None else model.block_size - stride + 1
+        assert n_context == target + 1 or n_context >= least
         context = torch.tensor([sequence[start : target + 1]])
         rows.append(model(context)[0, -1].log_softmax(-1))
     return torch.stack(rows)
@@ -53,6 +54,16 @@ def test_gpt_equals_one_pass_per_character(
         top, likely = logs.topk(4)
         assert scored.likely.equal(likely.int())
         torch.testing.assert_close(scored.probabilities.double(), top.exp(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 8])
+def test_windows_overlap_as_chosen(stride: int) -> None:
+    model, text = random_gpt({**RAGGED, "n_layer": 1, "block_size": 8}), some_text(43)
+    nats = -one_by_one(model, text, stride)[torch.arange(43), text.long()]
+    scored = surprisal(model, START_ID, text, stride=stride).nats.double()
+    torch.testing.assert_close(scored, nats, rtol=1e-5, atol=1e-5)
+    other = surprisal(model, START_ID, text, stride=9 - stride).nats
+    assert (scored - other).abs().max() > 1e-3
 
 
 def test_bigram_equals_its_table() -> None:
