@@ -10,6 +10,8 @@ launched at once.
 - Compiled dropout and token noise draw other random numbers on a GPU than uncompiled ones, from the
   same generator, so that seeding each step works as without compilation.
 
+- Compiled dropout of torch 2.13 can repeat parts of a mask (pytorch/pytorch#198333). The code that
+  is generated for these GPTs is not affected: see "Read without a GPU" in ``docs/results.md``.
 - A replayed step overwrites the gradients of the one before: a hook that keeps them must copy them.
 
 This has never run on a GPU.
