@@ -72,6 +72,7 @@ measure() {
     timeout --signal=INT --kill-after=10 "$limit" \
         "$python" benchmarks/run_and_record.py "$out/$name.run.json" "$@" >"$out/$name.txt" 2>&1 &
     child=$!
+    [ -z "$stopped" ] || kill -INT "$child" # a signal came before it was started
     wait "$child" # which a signal interrupts
     code=$?
     if [ -n "$stopped" ]; then
