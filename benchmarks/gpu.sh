@@ -68,6 +68,7 @@ measure() {
     [ "$limit" -le "$left" ] || limit=$((left > 1 ? left : 1))
     echo "== $name, at most $limit s: python $*"
     rm -f "$out/$name.json" "$out/$name.run.json" # of an earlier call
+    : >"$out/$name.txt" # also if the step is stopped before it starts
     # SIGINT first, so that a run saves a checkpoint and prints its results
     timeout --signal=INT --kill-after=10 "$limit" \
         "$python" benchmarks/run_and_record.py "$out/$name.run.json" "$@" >"$out/$name.txt" 2>&1 &
