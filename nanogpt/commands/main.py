@@ -20,11 +20,7 @@ MAX_LINE = 900  # characters of an error
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 NOT_A_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
-OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-)  # in PyTorch's errors
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
 HELP = """\
 usage: {program} COMMAND [OPTIONS]
 
@@ -132,9 +128,8 @@ def explain_out_of_memory(error: MemoryError | RuntimeError, command: str) -> st
         raise error
     way_out = {
         "fit": "set --trainer.accumulate_grad_batches to 2, 4 or more, which divides each batch "
-        "into parts and trains the same, or lower --data.batch_size",
-        "validate": "lower --data.batch_size",
-        "predict": "lower --num_samples",
+        "into parts and keeps its size, or lower --data.batch_size",
+        "predict": "lower --num_samples, or use a smaller model",
     }
     return f"out of memory: {way_out.get(command, 'use a shorter text or a smaller model')}"
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nanogpt.errors import UserError
+
 BATCH_CHARACTERS = 2**14  # in a batch of windows
 
 
@@ -38,11 +40,15 @@ def surprisal(
         start_id: the id before the first character.
         ids: the text, (N,) of any integer type, N at least 1.
         k: number of most likely characters to return; at most V.
-        stride: characters from one window to the next, at most ``block_size``; by default half of
-            that, rounded up.
+        stride: characters from one window to the next; by default half of ``block_size``, rounded
+            up.
+
+    Raises:
+        UserError: if ``stride`` is not from 1 to ``block_size``: characters would be missed.
     """
     device = next(model.parameters()).device
     block_size: int = model.block_size  # type: ignore[assignment]
+    check_stride(stride, block_size)
     sequence = torch.cat([ids.new_tensor([start_id]), ids])  # (N + 1)
     length = min(block_size, len(ids))
     last, shift = len(ids) - length, stride or (block_size + 1) // 2
@@ -60,3 +66,11 @@ def surprisal(
         nats = -log_probs.gather(1, target[:, None])[:, 0]
         parts.append([part.cpu() for part in (nats, likely.int(), top.exp())])
     return Surprisal(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def check_stride(stride: int | None, block_size: int) -> None:
+    """Raise a ``UserError`` if windows of ``block_size`` would leave gaps."""
+    if stride is not None and not 1 <= stride <= block_size:
+        raise UserError(
+            f"stride must be at least 1 and at most the block_size {block_size}, not {stride}"
+        )

@@ -42,7 +42,7 @@ Choice = bool | Literal["auto"]
 
 ERROR_FILE = "compile_error.txt"  # in the folder of the run
 TRIAL_RUNS = 3  # CUDA graphs warm up, then record, then replay
-# Estimates for `auto`; none has been measured. The compiled step saves passes over memory, in bytes
+# Estimates for `auto`, not measured. The compiled step saves passes over memory, in bytes
 # per character, layer and channel, and the launches of kernels, in seconds per layer.
 COMPILE_SECONDS = 30.0  # between a minute the first time and ten seconds from the cache
 SAVED_BYTES, SAVED_SECONDS = 600, 3e-4
@@ -68,8 +68,8 @@ def plan_compilation(
 ) -> Plan:
     """Decide whether to compile; ``auto`` compiles on CUDA, if that is estimated to save time.
 
-    It depends on all steps of a run, not on those that are left, so that a resumed run stays as it
-    was.
+    It depends on all steps of a run, not on those that are left, so that a run that resumes with
+    the same settings on the same GPU stays as it was.
     """
     device = trainer.strategy.root_device
     if not choice:

@@ -159,8 +159,12 @@ def curves_line(folder: Path) -> str:
     return f"curves       {table}\n" if table.is_file() else ""
 
 
-def print_validation(trainer: L.Trainer, corpus: str, checkpoint: Checkpoint) -> None:
+def print_validation(
+    trainer: L.Trainer, data: CharDataModule, checkpoint: Checkpoint, stride: int | None
+) -> None:
     """Print loss, perplexity and bits per character of both splits.
+
+    With a stride, also those of val in overlapping windows, which one process computes.
 
     Raises:
         UserError: if a loss is not finite.
@@ -169,10 +173,13 @@ def print_validation(trainer: L.Trainer, corpus: str, checkpoint: Checkpoint) ->
     if not all(math.isfinite(value) for value in metrics.values()):
         raise UserError(f"the loss of {checkpoint.label} is not finite: its training diverged")
     after = "" if checkpoint.others else f", after step {checkpoint.step}"
-    print_text(f"{checkpoint.label}{after}, on {corpus}:")
+    print_text(f"{checkpoint.label}{after}, on {data.corpus.name}:")
     print("         loss  perplexity  bits per character")
     for split in ("train", "val"):
         print(f"{split:5} {figures(metrics[f'loss/{split}'].item())}")
+    if stride is not None and trainer.is_global_zero:
+        net = checkpoint.model.to(trainer.strategy.root_device)  # Lightning moved it to the CPU
+        print_overlapping(net, data.splits["val"], stride)
 
 
 def figures(loss: float) -> str:
@@ -184,4 +191,6 @@ def print_overlapping(net: Model, ids: Tensor, stride: int) -> None:
     """Print the loss of a split, ids (N,), in overlapping windows, in float32."""
     loss = surprisal(net.eval(), int(ids[0]), ids[1:], 1, stride).nats.double().mean().item()
     least = net.block_size - stride + 1
-    print(f"val   {figures(loss)}  --stride {stride}: each after at least {least} characters")
+    print(
+        f"val   {figures(loss)}  --stride {stride}: each after at least {least} characters, or all"
+    )

@@ -27,7 +27,7 @@ def gpu_summary(trainer: L.Trainer, model: LanguageModel, data: CharDataModule, 
         parts.insert(0, attention_backend(model, data.block_size, dtype))
     parallel = trainer.accumulate_grad_batches * trainer.world_size
     n_bytes = estimated_memory(model, data.batch_size // parallel * data.block_size, dtype)
-    return "; ".join([*parts, f"about {n_bytes / 2**30:.1f} GB of its memory"])
+    return "; ".join([*parts, f"about {n_bytes / 2**30:.1f} GiB of GPU memory"])
 
 
 def attention_backend(model: LanguageModel, block_size: int, dtype: torch.dtype) -> str:

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from nanogpt import kernels
 from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import Checkpoint, read_checkpoint
+from nanogpt.insight.surprisal import check_stride
 from nanogpt.notices import program
 from nanogpt.option_errors import explain
 from nanogpt.runs import Run, run_of, started_in
@@ -107,8 +108,8 @@ class CLI(OneCommandCLI):
                 self.modified_ns = self.checkpoint.path.stat().st_mtime_ns
             if isinstance(self.checkpoint, TrainingState):
                 self.find_resume_point(self.checkpoint)
-        else:
-            options.check_validate(settings)
+        elif settings.trainer.limit_val_batches == 0:
+            raise UserError("validate needs an evaluation: leave --trainer.limit_val_batches out")
         check_classes(loggers.as_list(settings.trainer.callbacks))
         settings.data.seed = int(settings.seed_everything)  # a bool has become a number
         self.config_text = self.dump(settings)  # before the loggers are placed
@@ -167,8 +168,8 @@ class CLI(OneCommandCLI):
         header = Header(self.folder, settings.teachers, settings.compile, warn)
         parts = [SpawnedLogs(), header, StepSeed(settings.data.seed), self.run_state]
         if self.folder:
-            given = self.config_init[self.command].trainer.logger
-            rows = loggers.earlier_rows(given, self.resume_point)
+            trainer = self.config_init[self.command].trainer
+            rows = loggers.earlier_rows(trainer.logger, self.resume_point)
             parts.insert(0, RunRecord(self.folder, self.config_text, rows))
         return parts
 
@@ -223,22 +224,21 @@ class CLI(OneCommandCLI):
 
     def before_validate(self) -> None:
         """Use the network, the vocabulary and the corpus of the checkpoint."""
-        assert isinstance(self.checkpoint, Checkpoint)
-        vocabulary, data = self.checkpoint.tokenizer.vocabulary, self.datamodule
-        data.block_size = min(data.block_size, self.checkpoint.model.block_size)  # of an ensemble
-        folder = started_in(run_of(self.checkpoint.path))
-        data.restore_corpus(self.checkpoint.corpus, vocabulary, folder)
-        self.model.use_network(self.checkpoint.model, vocabulary)
-        check_compatible(self.checkpoint.settings, self.model.hparams)
-        # Lightning would load it again, and ask for the callbacks of the training
-        self.config_init[self.command].ckpt_path = None
+        checkpoint, data = self.checkpoint, self.datamodule
+        assert isinstance(checkpoint, Checkpoint)
+        check_stride(self.settings.stride, checkpoint.model.block_size)
+        data.block_size = min(data.block_size, checkpoint.model.block_size)  # of an ensemble
+        vocabulary, run = checkpoint.tokenizer.vocabulary, run_of(checkpoint.path)
+        data.restore_corpus(checkpoint.corpus, vocabulary, started_in(run))
+        self.model.use_network(checkpoint.model, vocabulary)
+        check_compatible(checkpoint.settings, self.model.hparams)
+        self.config_init[self.command].ckpt_path = None  # Lightning would load it again
 
     def after_validate(self) -> None:
         """Print the evaluation."""
         assert isinstance(self.checkpoint, Checkpoint)
-        console.print_validation(self.trainer, self.datamodule.corpus.name, self.checkpoint)
-        if stride := self.settings.stride:
-            console.print_overlapping(self.model.net, self.datamodule.splits["val"], stride)
+        parts = (self.trainer, self.datamodule, self.checkpoint)
+        console.print_validation(*parts, self.settings.stride)
 
 
 def run(command: str, argv: list[str], cli: Callable[[str, list[str]], CLI] = CLI) -> CLI:

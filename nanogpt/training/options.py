@@ -63,8 +63,8 @@ def add_options(parser: LightningArgumentParser, command: str) -> None:
             "--stride",
             type=int | None,
             default=None,
-            help="also evaluate val in windows that overlap: each begins so many characters after "
-            "the previous one",
+            help="also evaluate val in overlapping windows; characters from the start of one "
+            "window to the next",
         )
     add_sections(parser)
     source = ("model.architecture", "model.block_size")
@@ -179,17 +179,6 @@ def check_fit(settings: Namespace) -> None:
     check_steps(settings)
     check_batches(settings.trainer)
     check_utf8("trainer.default_root_dir", settings.trainer.default_root_dir)
-
-
-def check_validate(settings: Namespace) -> None:
-    """Raise a ``UserError`` if a setting of ``validate`` is not valid."""
-    if settings.trainer.limit_val_batches == 0:
-        raise UserError("validate needs an evaluation: leave --trainer.limit_val_batches out")
-    longest = settings.model.block_size
-    if settings.stride is not None and not 1 <= settings.stride <= longest:
-        raise UserError(
-            f"stride must be at least 1 and at most the block_size {longest}, not {settings.stride}"
-        )
 
 
 def check_steps(settings: Namespace) -> None:

@@ -130,3 +130,15 @@ def test_path_with_a_comma_is_one_model(fit: Run, run: Run) -> None:
     run_folder(0).rename("a,b")
     outcome = run("predict", "--ckpt_path=a,b", "--max_new_tokens=5")
     assert outcome.code == 0, outcome.err
+
+
+def test_stride_is_limited_by_the_shortest_context(fit: Run, run: Run) -> None:
+    fit()
+    fit("--model.block_size=5")
+    both = f"--ckpt_path={run_folder(0)},{run_folder(1)}"
+    outcome = run("validate", both, "--stride=7")
+    assert outcome.code == 2
+    assert outcome.err.endswith(
+        "error: stride must be at least 1 and at most the block_size 5, not 7\n"
+    )
+    assert run("validate", both, "--stride=5").code == 0
