@@ -91,10 +91,11 @@ def train(run: Run, out: Path) -> Path:
         with (folder / "log.txt").open("a", encoding="utf-8") as log:
             command = [sys.executable, str(ROOT / "cli.py"), *options]
             child = subprocess.Popen(command, stdout=log, stderr=log)
-            signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+            before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has it too, and saves
             code = child.wait()
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, before)
         if code:
             last = (folder / "log.txt").read_text(encoding="utf-8").splitlines()[-1:]
             sys.exit(f"{run.name} ended with exit code {code}: {''.join(last)}")

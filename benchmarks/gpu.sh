@@ -18,6 +18,7 @@ case ${1:-} in -h | --help)
     ;;
 esac
 
+SECONDS=0
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:-$root/benchmarks/results}
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
@@ -25,13 +26,17 @@ if [ -n "${NANOGPT_DATA_DIR:-}" ]; then
     NANOGPT_DATA_DIR=$(cd "$NANOGPT_DATA_DIR" && pwd) || exit 2
     export NANOGPT_DATA_DIR
 fi
+python=$(command -v "${PYTHON:-python}") || {
+    echo "error: no interpreter ${PYTHON:-python}: set PYTHON to one" >&2
+    exit 2
+}
+[[ $python = /* ]] || python=$PWD/$python
 cd "$root" || exit 2
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-# a cache of its own: the first compilation is a cold one, and the kernels can be looked at
-export TORCHINDUCTOR_CACHE_DIR=$out/kernels
-rm -rf "$TORCHINDUCTOR_CACHE_DIR"
-python=${PYTHON:-python}
-seconds=570 # for all steps together; ending the last one and the report take some more
+# a cache of its own: the compilation of the rehearsal is a cold one, those after it are not
+export TORCHINDUCTOR_CACHE_DIR=$out/inductor_cache
+rm -rf "$TORCHINDUCTOR_CACHE_DIR" "$out/generated_code"
+seconds=540 # for all steps together; ending the last one and the report take some more
 
 checks=()
 fit=(--config configs/gpt10m.yaml --trainer.default_root_dir "$out/gpt10m")
@@ -49,7 +54,7 @@ YAML
     train=(--configs "$tiny" --turns 1 --rounds 1 --seconds 0.01)
     sampling=(--batches 1 --characters 1 --min_steps 1 --steps 1)
 elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    echo "error: PyTorch finds no CUDA device: set NANOGPT_GPU_SH_REHEARSAL=1 to rehearse on a CPU" >&2
+    echo "error: no PyTorch, or it finds no CUDA device: set NANOGPT_GPU_SH_REHEARSAL=1 to rehearse on a CPU" >&2
     exit 2
 fi
 
@@ -58,14 +63,19 @@ stop() {
     stopped=1
     [ -z "$child" ] || kill -INT "$child"
 }
-trap stop INT TERM
+trap stop INT TERM HUP
 
 # measure NAME LIMIT SCRIPT OPTIONS...: run a script and write its output to OUT/NAME.txt
 measure() {
     local name=$1 limit=$2 start=$SECONDS code left=$((seconds - SECONDS))
     shift 2
     [ -z "$stopped" ] || return 0
-    [ "$limit" -le "$left" ] || limit=$((left > 1 ? left : 1))
+    if [ "$left" -lt 15 ]; then
+        echo "== $name: no time is left"
+        failed=1
+        return 0
+    fi
+    [ "$limit" -le "$left" ] || limit=$left
     echo "== $name, at most $limit s: python $*"
     rm -f "$out/$name.json" "$out/$name.run.json" # of an earlier call
     : >"$out/$name.txt" # also if the step is stopped before it starts
@@ -86,11 +96,10 @@ measure() {
     ran+=("$name=$code=$((SECONDS - start))")
 }
 
-SECONDS=0
 measure versions 60 benchmarks/gpu_checks.py versions "${checks[@]}" --json "$out/versions.json"
 measure tests 90 benchmarks/gpu_checks.py tests --json "$out/tests.json"
 TORCH_LOGS=cudagraphs,recompiles,graph_breaks measure rehearse 120 benchmarks/gpu_checks.py \
-    rehearse "${checks[@]}" --json "$out/rehearse.json" --code "$out/code"
+    rehearse "${checks[@]}" --json "$out/rehearse.json" --code "$out/generated_code"
 measure step 90 benchmarks/gpu_checks.py step "${checks[@]}" --json "$out/step.json"
 measure fit 300 cli.py fit "${fit[@]}"
 measure train 120 benchmarks/train.py "${train[@]}" --json "$out/train.json"
@@ -98,7 +107,7 @@ measure sampling 90 benchmarks/sampling.py "${sampling[@]}" --json "$out/samplin
 
 "$python" benchmarks/report.py "$out" "${ran[@]}" || failed=1
 archive=$(mktemp) &&
-    tar --exclude checkpoints --exclude kernels --exclude results.tar.gz -C "$out" -czf "$archive" . &&
+    tar --exclude checkpoints --exclude inductor_cache --exclude results.tar.gz -C "$out" -czf "$archive" . &&
     mv "$archive" "$out/results.tar.gz" || failed=1
 [ -z "$stopped" ] || exit 130
 exit $failed

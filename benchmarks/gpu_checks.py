@@ -9,8 +9,8 @@ python benchmarks/gpu_checks.py versions|tests|rehearse|step [--config gpt10m] [
 - ``rehearse``: compiles the step as ``fit`` does, but errors are not caught; compares its gradients
   with those of the uncompiled step at dropout 0; counts graph breaks, skipped CUDA graphs and the
   random functions of the generated code, which is copied to DIR.
-- ``step``: times forward and backward passes uncompiled, compiled and with CUDA graphs, each with
-  flash and with cuDNN attention, and prints a profile of one.
+- ``step``: times forward and backward passes, one after the other without waiting: uncompiled,
+  compiled and with CUDA graphs, each with flash and with cuDNN attention; prints a profile.
 
 Each row is written to FILE as soon as it is known. On a CPU, what needs CUDA is left out. This has
 never run on a GPU.
@@ -19,7 +19,6 @@ never run on a GPU.
 import argparse
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ import torch
 import yaml
 from baseline import config_path
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanogpt.hardware import best_device, memory_bandwidth, prefer_flash_attention
 from nanogpt.insight import provenance
@@ -52,6 +52,7 @@ PACKAGES = (
     "nvidia-cudnn-cu13",
 )
 REPEATS = 20
+BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 
 
 @dataclass
@@ -204,7 +205,9 @@ def rehearse(rows: Rows, options: argparse.Namespace) -> None:
         # with dropout, as it is trained: the code that draws masks
         step = Step(config_path(options.config))
         step.gradients(StrictLoss(next_character_loss, graphs=on_cuda))
-    texts = save_code(options.code) if options.code else []
+    if not options.code:
+        return
+    texts = save_code(options.code)
     names = ("tl.rand(", "rand4x(", "rand_eager", "extern_kernels", "flash")
     rows.add("generated code", **{name: sum(text.count(name) for text in texts) for name in names})
 
@@ -233,14 +236,12 @@ def time_step(rows: Rows, options: argparse.Namespace) -> None:
     for attention in ("flash", "cuDNN") if on_cuda else ("",):
         for name, build in losses.items():
             torch.compiler.reset()
-            torch.backends.cuda.enable_cudnn_sdp(attention == "cuDNN")
-            torch.backends.cuda.enable_flash_sdp(attention != "cuDNN")
             label = ", ".join(filter(None, (name, attention)))
             try:
-                rows.add(label, **timed(step.runner(build())))
+                with sdpa_kernel(BACKENDS[attention]) if attention else nullcontext():
+                    rows.add(label, **timed(step.runner(build())))
             except Exception as error:  # the others are timed all the same
                 rows.add(label, failure=f"{type(error).__name__}: {error}"[:300])
-    torch.backends.cuda.enable_flash_sdp(True)
     prefer_flash_attention()
     torch.compiler.reset()
     loss = StrictLoss(next_character_loss, graphs=False) if on_cuda else next_character_loss
@@ -248,25 +249,24 @@ def time_step(rows: Rows, options: argparse.Namespace) -> None:
 
 
 def timed(run: Callable[[], None]) -> dict[str, Any]:
-    """Return the medians of the time on the GPU and of the host, which does not wait for it."""
+    """Return the time of a step, and that of the host alone, both without waiting in between."""
     for _ in range(5):
         run()
     if not torch.cuda.is_available():
         start = time.perf_counter()
         run()
         return {"ms": round((time.perf_counter() - start) * 1e3, 3), "host_ms": "not on a CPU"}
-    gpu, host = [], []
+    torch.cuda.synchronize()
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start = time.perf_counter()
+    first.record()
     for _ in range(REPEATS):
-        torch.cuda.synchronize()
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start = time.perf_counter()
-        first.record()
         run()
-        last.record()
-        host.append((time.perf_counter() - start) * 1e3)
-        torch.cuda.synchronize()
-        gpu.append(first.elapsed_time(last))
-    return {"ms": round(statistics.median(gpu), 3), "host_ms": round(statistics.median(host), 3)}
+    last.record()
+    host_ms = (time.perf_counter() - start) * 1e3 / REPEATS
+    torch.cuda.synchronize()
+    ms = first.elapsed_time(last) / REPEATS
+    return {"ms": round(ms, 3), "host_ms": round(host_ms, 3), "steps": REPEATS}
 
 
 def profile(run: Callable[[], None]) -> None:

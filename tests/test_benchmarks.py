@@ -130,7 +130,7 @@ def test_rehearsed_gpu_script_leaves_the_rows_of_every_step(
     assert "Self CPU" in page  # the profile
     with tarfile.open("out/results.tar.gz") as archive:
         names = archive.getnames()
-    assert any(name.startswith("./code/") for name in names)
+    assert any(name.startswith("./generated_code/") for name in names)
     assert not any(
         "checkpoint" in name or name.endswith((".ckpt", ".safetensors")) for name in names
     )

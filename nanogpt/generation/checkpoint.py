@@ -30,6 +30,7 @@ T = TypeVar("T")
 METADATA_KEY = "nanogpt"
 MAX_HEADER = 2**22  # bytes; safetensors itself reads up to 100 MB, which takes gigabytes
 MAX_CACHED = 2**24  # positions x width x layers, unless the weights are of that order too
+MAX_SETTINGS, MAX_SETTING = 100, 5000  # their number, and characters of JSON of one
 MAX_VOCABULARY = 2**16
 DTYPES = {"F64", "F32", "F16", "BF16"}
 ENTRIES = {"settings": dict, "vocabulary": str, "step": int, "corpus": dict, "data": dict}
@@ -233,10 +234,12 @@ def parse_metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
         raise ValueError("it has no settings of a nanogpt model")
     val_loss = info.setdefault("val_loss", None)  # of a step that was not evaluated
     vocabulary, block_size = info["vocabulary"], info["settings"].get("block_size")
+    values = [json.dumps(value) for key in ("settings", "data") for value in info[key].values()]
     vocabulary.encode()  # raises for what is no valid Unicode
     valid = {
         "step": 0 <= info["step"] < 2**62,
         "val_loss": val_loss is None or (type(val_loss) is float and math.isfinite(val_loss)),
+        "settings": len(values) <= MAX_SETTINGS and len(max(values, key=len)) <= MAX_SETTING,
         "vocabulary": len(vocabulary) <= MAX_VOCABULARY,
         "block_size": type(block_size) is int,
         "corpus": all(value is None or type(value) is str for value in info["corpus"].values()),

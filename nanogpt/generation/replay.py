@@ -136,9 +136,14 @@ def record_cuda_graph(pool: Any, function: Callable[[], Tensor]) -> Replay:
 
     Graphs that are never replayed at the same time can share a memory pool.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        result = function()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, pool=pool):
+            result = function()
+    except Exception:
+        torch.cuda.set_stream(stream)  # which a capture that cannot be ended does not leave
+        torch.cuda.synchronize()
+        raise
 
     def replay() -> Tensor:
         graph.replay()

@@ -127,6 +127,8 @@ WRONG: dict[str, tuple[Callable[[], bytes], str]] = {
     "a vocabulary of numbers": (lambda: changed(vocabulary=[1, 2]), "no settings"),
     "a vocabulary with a surrogate": (lambda: changed(vocabulary="\n abé\ud800"), "surrogates"),
     "a huge vocabulary": (lambda: changed(vocabulary="x" * 2**17), "vocabulary is not valid"),
+    "a long setting": (lambda: changed(betas=[0.5] * 2000), "settings is not valid"),
+    "too many settings": (lambda: changed(**{f"x{i}": 1 for i in range(200)}), "settings is not"),
     "a huge header": (lambda: changed(vocabulary="x" * 2**23), "more than 4,194,304 bytes"),
     "no step": (lambda: changed(step=...), "no settings"),
     "a negative step": (lambda: changed(step=-1), "step is not valid"),

@@ -166,14 +166,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"gradients with --trainer.gradient_clip_val 1; {describe_last(target.parent)}"
             )
         leave_out_unreadable_states(checkpoint.get("callbacks", {}))
-        rest = saved(
-            {name: checkpoint[name] for name in checkpoint if name not in LARGE}
-        ).getvalue()
+        small = {name: value for name, value in checkpoint.items() if name not in LARGE}
+        rest = saved(small).getvalue()
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            if step is not None and self.latest == (target.with_stem("best"), rest):
-                for suffix in (STATE, MODEL):
-                    copy_atomically(target.with_name(f"best{suffix}"), target.with_suffix(suffix))
+            files = [target.with_name(f"best{suffix}") for suffix in (STATE, MODEL)]
+            if self.latest == (files[0], rest) and all(file.is_file() for file in files):
+                for file in files:
+                    copy_atomically(file, target.with_suffix(file.suffix))
                 return
             write_atomically(target, saved(checkpoint).getbuffer())
             if step is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from safetensors import safe_open
 
 from nanogpt.atomic import copy_atomically
 from nanogpt.errors import UserError
@@ -79,6 +80,22 @@ def test_second_checkpoint_of_a_step_is_a_copy_unless_a_state_has_changed(
     assert (states[0] == states[1]) == bool(copied)
     models = [(FOLDER / f"{name}.safetensors").read_bytes() for name in ("best", "last")]
     assert models[0] == models[1]
+
+
+def test_last_checkpoint_has_the_current_weights_and_needs_no_copy(tmp_path: Path) -> None:
+    writer, weight = AtomicCheckpointIO(), torch.zeros(2)
+    content: dict[str, Any] = {"hyper_parameters": {"vocabulary": "ab"}, "callbacks": {}}
+    for step, last in enumerate(("last", "last", "best"), 1):
+        weight += 1
+        content |= {"global_step": step, "state_dict": {"weight": weight.clone()}}
+        for name in ("best", last):
+            if step == 2 and name == "last":  # as by a user, between the two
+                (tmp_path / "best.safetensors").unlink()
+            writer.save_checkpoint(content, tmp_path / f"{name}.ckpt")
+            saved = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)
+            assert saved["state_dict"]["weight"].tolist() == [step, step]
+            with safe_open(tmp_path / f"{name}.safetensors", framework="pt") as file:
+                assert file.get_tensor("weight").tolist() == [step, step]
 
 
 @pytest.mark.parametrize(
