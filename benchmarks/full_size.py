@@ -149,11 +149,11 @@ def finished(kept: Path) -> dict[str, dict[str, Any]]:
 def render(kept: Path, runs: Iterable[Run] = RUNS) -> str:
     """Return the rendered part of the page: a row for each config, and what is missing."""
     results, rows = finished(kept), []
-    groups = dict.fromkeys(result["config"] for result in results.values())
-    for config in groups:
-        group = [result for result in results.values() if result["config"] == config]
+    for config in dict.fromkeys(result["config"] for result in results.values()):
+        names = [name for name in results if results[name]["config"] == config]
+        group = [results[name] for name in names]
         rows.append((
-            f"[{config}](results/{next(n for n in results if results[n]['config'] == config)})",
+            f"[{config}](results/{names[0]})",
             ", ".join(sorted({str(result["steps"]) for result in group})),
             *(spread([result[key] for result in group]) for key in ("train", "val")),
             ", ".join(str(result["seed"]) for result in group),
@@ -161,8 +161,8 @@ def render(kept: Path, runs: Iterable[Run] = RUNS) -> str:
             *(", ".join(sorted({r[key] for r in group})) for key in ("machine", "commit")),
         ))  # fmt: skip
     missing = [run.name for run in runs if run.name not in results]
-    names = f"Missing: {', '.join(missing)}." if missing else "No run is missing."
-    return "\n\n".join([START, table(TITLES, rows), names, END])
+    line = f"Missing: {', '.join(missing)}." if missing else "No run is missing."
+    return "\n\n".join([START, table(TITLES, rows), line, END])
 
 
 def spread(values: Sequence[float]) -> str:

@@ -98,26 +98,24 @@ class Step:
         ids = torch.randint(len(VOCABULARY), shape)
         return model.to(best_device()), ids.to(best_device())
 
-    def runner(self, loss: Loss) -> Callable[[], None]:
+    def runner(self, loss: Loss) -> Callable[[], LanguageModel]:
         """Return a function that computes the gradients once, in bf16 on CUDA."""
         model, ids = self.build()
         context = torch.autocast("cuda", torch.bfloat16) if ids.is_cuda else nullcontext()
 
-        def run() -> None:
+        def run() -> LanguageModel:
             with context:
                 value = loss(model.net, ids[:, :-1], ids[:, 1:])
             model.zero_grad(set_to_none=True)
             value.backward()
+            return model
 
         return run
 
     def gradients(self, loss: Loss) -> list[Tensor]:
         """Return the gradients of all weights."""
-        model, ids = self.build()
-        context = torch.autocast("cuda", torch.bfloat16) if ids.is_cuda else nullcontext()
-        with context:
-            loss(model.net, ids[:, :-1], ids[:, 1:]).backward()
-        return [weight.grad.clone() for weight in model.net.parameters() if weight.grad is not None]
+        weights = self.runner(loss)().net.parameters()
+        return [weight.grad.clone() for weight in weights if weight.grad is not None]
 
 
 def versions(rows: Rows, options: argparse.Namespace) -> None:
@@ -248,7 +246,7 @@ def time_step(rows: Rows, options: argparse.Namespace) -> None:
     profile(step.runner(loss))
 
 
-def timed(run: Callable[[], None]) -> dict[str, Any]:
+def timed(run: Callable[[], object]) -> dict[str, Any]:
     """Return the time of a step, and that of the host alone, both without waiting in between."""
     for _ in range(5):
         run()
@@ -269,7 +267,7 @@ def timed(run: Callable[[], None]) -> dict[str, Any]:
     return {"ms": round(ms, 3), "host_ms": round(host_ms, 3), "steps": REPEATS}
 
 
-def profile(run: Callable[[], None]) -> None:
+def profile(run: Callable[[], object]) -> None:
     """Print the kernels that take longest in five steps."""
     for _ in range(5):
         run()

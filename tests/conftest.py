@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,21 @@ from tests.command_lines import CONFIGS, TINY, Outcome, Run
 replace_missing_backend()  # before any test imports lightning, which imports matplotlib
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # the tests were started in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
-if hasattr(signal, "SIGHUP"):
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-COMPILED = Path(tempfile.gettempdir(), f"nanogpt-tests-{os.getuid() if os.name == 'posix' else ''}")
+
+@pytest.fixture(scope="session")
+def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the compiler of all tests: in one of its own, each would compile all again."""
+    session = tmp_path_factory.getbasetemp()
+    return (session.parent if "PYTEST_XDIST_WORKER" in os.environ else session) / "compiled"
 
 
 @pytest.fixture(autouse=True)
-def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled_kernels: Path) -> None:
     """Isolate a test from the machine's corpora, runs and network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NANOGPT_DATA_DIR", raising=False)
-    # each test has a cache of its own, in which all would be compiled again
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(COMPILED))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled_kernels))
     monkeypatch.setattr(corpora, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(corpora, "URL", "https://127.0.0.1:1/unreachable.txt")
     monkeypatch.setattr(corpora, "RETRY_AFTER_SECONDS", ())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nanogpt.models.kv_cache import Cache, LayerCache
+from nanogpt.models.kv_cache import Cache
 
 
 class EnsembleCache(Cache):
@@ -21,11 +21,7 @@ class EnsembleCache(Cache):
 
     def __init__(self, members: Sequence[Cache]) -> None:
         self.members = members
-
-    @property
-    def layers(self) -> list[LayerCache]:  # type: ignore[override]
-        """The layers of all members."""
-        return [layer for member in self.members for layer in member.layers]
+        self.layers = [layer for member in members for layer in member.layers]
 
 
 class Ensemble(nn.Module):
@@ -49,14 +45,14 @@ class Ensemble(nn.Module):
 
     def forward(self, ids: Tensor, cache: EnsembleCache | None = None) -> Tensor:
         """Map ids (B, T) to the logarithms of the mean probabilities, (B, T, V), in float32."""
-        caches = cache.members if cache else [None] * len(self.members)
-        return mean_probabilities(self.members, ids, caches).log()
+        return mean_probabilities(self.members, ids, cache.members if cache else None).log()
 
 
 def mean_probabilities(
-    models: Sequence[nn.Module] | nn.ModuleList, ids: Tensor, caches: Sequence[Cache | None] = ()
+    models: Sequence[nn.Module] | nn.ModuleList,
+    ids: Tensor,
+    caches: Sequence[Cache | None] | None = None,
 ) -> Tensor:
-    """Return the mean of several models' probabilities of the next characters, (B, T, V)."""
-    inputs = [(ids, cache) if cache else (ids,) for cache in caches] or [(ids,)] * len(models)
-    each = (model(*args).float() for model, args in zip(models, inputs, strict=True))
-    return torch.stack([logits.softmax(-1) for logits in each]).mean(0)
+    """Return the mean of the models' probabilities of the next characters, (B, T, V)."""
+    pairs = zip(models, caches or [None] * len(models), strict=True)
+    return torch.stack([model(ids, cache).float().softmax(-1) for model, cache in pairs]).mean(0)

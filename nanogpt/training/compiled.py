@@ -9,9 +9,8 @@ launched at once.
   and with several devices: such runs are compiled without graphs.
 - Compiled dropout and token noise draw other random numbers on a GPU than uncompiled ones, from the
   same generator, so that seeding each step works as without compilation.
-
 - Compiled dropout of torch 2.13 can repeat parts of a mask (pytorch/pytorch#198333). The code that
-  is generated for these GPTs is not affected: see "Read without a GPU" in ``docs/results.md``.
+  is generated for these GPTs is not affected: see "Code compiled for a GPU" in ``docs/results.md``.
 - A replayed step overwrites the gradients of the one before: a hook that keeps them must copy them.
 
 This has never run on a GPU.
@@ -90,6 +89,11 @@ def saved_seconds(model: LanguageModel, data: CharDataModule, device: torch.devi
     layers, width = (model.hparams.get(name) or 0 for name in ("n_layer", "n_embd"))
     n_bytes = SAVED_BYTES * data.batch_size * data.block_size * layers * width
     return float(SAVED_SECONDS * layers + n_bytes / memory_bandwidth(device))
+
+
+def compiled_loss(loss: Loss, plan: Plan, folder: Path | None) -> Loss:
+    """Return a loss, compiled if that is planned."""
+    return CompiledLoss(loss, plan.graphs, folder) if plan.compiled else loss
 
 
 class CompiledLoss:

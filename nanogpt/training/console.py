@@ -11,20 +11,20 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
 
 from nanogpt.errors import UserError
 from nanogpt.generation.checkpoint import Checkpoint
 from nanogpt.generation.generate import sample_text
 from nanogpt.insight.reference import Losses, best_losses, comparison_table, reference_curve
 from nanogpt.insight.surprisal import surprisal
-from nanogpt.models import Model, count_parameters
+from nanogpt.models import count_parameters
 from nanogpt.notices import print_message, print_text, program
 from nanogpt.runs import LOGS
 from nanogpt.text import corpora
 from nanogpt.training.compiled import CompiledLoss
 from nanogpt.training.datamodule import CharDataModule
 from nanogpt.training.lightning_module import LanguageModel
+from nanogpt.training.losses import loss_figures
 
 SAMPLE_CHARACTERS = 500
 LONG_ON_CPU = 2e14  # FLOP of a training that takes a CPU more than about ten minutes
@@ -164,7 +164,7 @@ def print_validation(
 ) -> None:
     """Print loss, perplexity and bits per character of both splits.
 
-    With a stride, also those of val in overlapping windows, which one process computes.
+    With a stride, also those of val in overlapping windows, in float32 and by one process.
 
     Raises:
         UserError: if a loss is not finite.
@@ -176,21 +176,16 @@ def print_validation(
     print_text(f"{checkpoint.label}{after}, on {data.corpus.name}:")
     print("         loss  perplexity  bits per character")
     for split in ("train", "val"):
-        print(f"{split:5} {figures(metrics[f'loss/{split}'].item())}")
+        print(f"{split:5} {columns(metrics[f'loss/{split}'].item())}")
     if stride is not None and trainer.is_global_zero:
         net = checkpoint.model.to(trainer.strategy.root_device)  # Lightning moved it to the CPU
-        print_overlapping(net, data.splits["val"], stride)
+        ids = data.splits["val"]
+        loss = surprisal(net.eval(), int(ids[0]), ids[1:], 1, stride).nats.double().mean().item()
+        least = f"each after at least {net.block_size - stride + 1} characters, or all"
+        print(f"val   {columns(loss)}  --stride {stride}: {least}")
 
 
-def figures(loss: float) -> str:
-    """Return a loss, its perplexity and its bits per character, as columns of a table."""
-    return f"{loss:7.4f}  {math.exp(min(loss, 88.0)):10.4f}  {loss / math.log(2):18.4f}"
-
-
-def print_overlapping(net: Model, ids: Tensor, stride: int) -> None:
-    """Print the loss of a split, ids (N,), in overlapping windows, in float32."""
-    loss = surprisal(net.eval(), int(ids[0]), ids[1:], 1, stride).nats.double().mean().item()
-    least = net.block_size - stride + 1
-    print(
-        f"val   {figures(loss)}  --stride {stride}: each after at least {least} characters, or all"
-    )
+def columns(loss: float) -> str:
+    """Return a loss, its perplexity and its bits per character as columns of a table."""
+    loss, perplexity, bits = loss_figures(loss).values()
+    return f"{loss:7.4f}  {perplexity:10.4f}  {bits:18.4f}"

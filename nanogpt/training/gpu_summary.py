@@ -45,11 +45,11 @@ def estimated_memory(model: LanguageModel, characters: int, dtype: torch.dtype) 
 
     Each parameter has a gradient and two moments, in float32. A layer keeps 34 bytes per character
     and channel in 16 bits, with fused attention (Korthikanti et al., 2022, "Reducing activation
-    recomputation in large transformer models", section 4.1), and the head three float32 values and
-    a 16-bit one per logit.
+    recomputation in large transformer models", section 4.1). The head has a log-probability and its
+    gradient, in float32, and the gradient of the logit.
     """
     layers, width = (model.hparams.get(name) or 0 for name in ("n_layer", "n_embd"))
     per_channel = 2 + 16 * dtype.itemsize
-    logits = len(model.hparams["vocabulary"]) * (12 + dtype.itemsize)
+    logits = len(model.hparams["vocabulary"]) * (8 + dtype.itemsize)
     kept = characters * (layers * width * per_channel + logits)
     return float(16 * count_parameters(model.net) + kept)

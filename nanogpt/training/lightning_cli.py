@@ -25,7 +25,7 @@ from nanogpt.training.callbacks.run_state import RunState
 from nanogpt.training.callbacks.step_seed import StepSeed
 from nanogpt.training.card_writer import write_card
 from nanogpt.training.compatibility import check_compatible
-from nanogpt.training.compiled import CompiledLoss, plan_compilation
+from nanogpt.training.compiled import compiled_loss, plan_compilation
 from nanogpt.training.config_loader import PARSER_MODE, complete_options, register_parser_mode
 from nanogpt.training.datamodule import CharDataModule
 from nanogpt.training.distillation import build_loss, find_teacher
@@ -185,8 +185,7 @@ class CLI(OneCommandCLI):
         settings, device = self.settings, self.trainer.strategy.root_device
         loss = build_loss(settings.teachers, self.datamodule, device)
         plan = plan_compilation(settings.compile, self.model, self.datamodule, self.trainer)
-        compiled = CompiledLoss(loss, plan.graphs, self.folder)
-        self.model.training_loss = compiled if plan.compiled else loss
+        self.model.training_loss = compiled_loss(loss, plan, self.folder)
         vocabulary = self.datamodule.vocabulary
         hardware_settings.check_memory(self.model, len(vocabulary))
         self.model.use_network(self.model.build(len(vocabulary)), vocabulary)

@@ -20,7 +20,7 @@ from nanogpt.models.registry import (
 )
 from nanogpt.text.tokenizer import Tokenizer
 from nanogpt.training.compatibility import check_compatible
-from nanogpt.training.losses import Loss, next_character_loss
+from nanogpt.training.losses import Loss, loss_figures, next_character_loss
 from nanogpt.training.optimizer import NO_MATRICES, OptimizerName, build_optimizer, is_fused
 from nanogpt.training.schedule import Schedule, build_scheduler, is_scheduled
 
@@ -207,10 +207,8 @@ class LanguageModel(L.LightningModule):
         metrics: dict[str, float] = {}
         loaders = self.trainer.num_val_batches or self.trainer.num_sanity_val_batches
         for name, metric in list(self.losses.items())[: len(loaders)]:
-            loss = metric.compute().item()
-            metrics[f"loss/{name}"] = loss
-            metrics[f"perplexity/{name}"] = math.exp(min(loss, 88.0))  # finite in float32
-            metrics[f"bits_per_character/{name}"] = loss / math.log(2)
+            figures = loss_figures(metric.compute().item())
+            metrics |= {f"{figure}/{name}": value for figure, value in figures.items()}
         self.log_dict(metrics, sync_dist=True)
         if self.trainer.state.fn == "fit":
             self.log("step", float(self.global_step), sync_dist=True)

@@ -1,5 +1,6 @@
 """The training loss of next characters."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -21,3 +22,12 @@ def cross_entropy_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def loss_figures(loss: float) -> dict[str, float]:
+    """Return a loss in nats per character, its perplexity and its bits per character, by name."""
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 88.0)),  # finite in float32
+        "bits_per_character": loss / math.log(2),
+    }

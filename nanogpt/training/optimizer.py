@@ -56,10 +56,9 @@ def is_fused(trainer: L.Trainer) -> bool:
 class Muon(Optimizer):
     """Muon: Nesterov momentum, orthogonalized by Newton-Schulz iterations.
 
-    The iterations are in bfloat16 where that is fast, else in float32. Source: Jordan et al.,
-    "Muon: an optimizer for hidden layers in neural networks" (2024), with its coefficients.
-    ``torch.optim.Muon`` always computes in bfloat16, which takes twice as long
-    as float32 on a CPU without bfloat16 units.
+    The iterations are in bfloat16 where that is fast, else in float32: ``torch.optim.Muon`` always
+    computes in bfloat16, which takes twice as long on a CPU without bfloat16 units. Source: Jordan
+    et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with its coefficients.
 
     Args:
         matrices: parameters of two dimensions.

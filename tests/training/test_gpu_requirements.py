@@ -130,7 +130,7 @@ def test_no_step_uses_the_loss_or_the_gradients_of_an_earlier_one(
 ) -> None:
     options = (*options, "--trainer.log_every_n_steps=1", "--model.dropout=0.2")
     assert fit(*options).code == 0
-    monkeypatch.setattr("nanogpt.training.lightning_cli.CompiledLoss", Poisoned)
+    monkeypatch.setattr("nanogpt.training.compiled.CompiledLoss", Poisoned)
     outcome = fit(*options, "--compile=true")
     assert (outcome.code, outcome.err) == (0, "")
     for name in ("loss/batch", "loss/val"):

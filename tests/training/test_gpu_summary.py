@@ -55,8 +55,11 @@ def test_bigram_has_no_attention_and_other_devices_are_not_asked() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_estimated_memory_is_close_to_what_autograd_keeps(dtype: torch.dtype) -> None:
-    model = LanguageModel(vocabulary=VOCABULARY, dropout=0.0, **SIZES)
+@pytest.mark.parametrize("sizes", [{}, {"n_layer": 1, "n_head": 1, "n_embd": 8}], ids=str)
+def test_estimated_memory_is_close_to_what_autograd_keeps(
+    dtype: torch.dtype, sizes: dict[str, int]
+) -> None:
+    model = LanguageModel(vocabulary=VOCABULARY, dropout=0.0, **{**SIZES, **sizes})
     ids, kept = torch.zeros(8, 64, dtype=torch.long), dict[int, int]()
 
     def keep(tensor: Tensor) -> Tensor:
@@ -68,4 +71,5 @@ def test_estimated_memory_is_close_to_what_autograd_keeps(dtype: torch.dtype) ->
         model.training_loss(model.net, ids, ids)
     weights = 16 * sum(weight.numel() for weight in model.net.parameters())
     estimate = gpu_summary.estimated_memory(model, ids.numel(), dtype) - weights
-    assert 0.6 < estimate / sum(kept.values()) < 1.7
+    gradients = ids.numel() * len(VOCABULARY) * (4 + dtype.itemsize)  # at the start of the backward
+    assert 0.75 < estimate / (sum(kept.values()) + gradients) < 1.35

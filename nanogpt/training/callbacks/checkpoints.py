@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from torch import Tensor
 
 from nanogpt.atomic import copy_atomically, write_atomically
@@ -19,10 +19,26 @@ from nanogpt.generation.checkpoint import model_file
 from nanogpt.notices import notice, program
 from nanogpt.runs import LOGS, MODEL, STATE, Run, newest_run
 
-LARGE = ("state_dict", "optimizer_states")  # which depend on the step only
+LARGE = ("state_dict", "optimizer_states")  # the same in all checkpoints of a step
 
 
-class BestCheckpoint(ModelCheckpoint):
+class RunFolder(Callback):
+    """A callback that writes only to the folder of its run, new or resumed."""
+
+    is_own_folder = False  # whether this run has saved there
+
+    def on_load_checkpoint(self, *_: Any) -> None:
+        """Note that the files in the folder are of this run."""
+        self.is_own_folder = True
+
+    def claim(self, path: Path) -> None:
+        """Raise a ``UserError`` if a new run would overwrite a checkpoint of another one."""
+        if path.is_file() and not self.is_own_folder:
+            raise UserError(f"{path} is of another run: give the callback another dirpath")
+        self.is_own_folder = True
+
+
+class BestCheckpoint(RunFolder, ModelCheckpoint):
     """Saves ``best.ckpt``, by the val loss, after each evaluation but that of step 0.
 
     Unlike in a ``ModelCheckpoint``, the saved state has no absolute paths, so that a run folder
@@ -41,18 +57,11 @@ class BestCheckpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
-        self.is_own_folder = False  # whether this run has saved there
-
-    def on_load_checkpoint(self, *_: Any) -> None:
-        """Note that the files in the folder are of this run."""
-        self.is_own_folder = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check that no other run has saved in the folder."""
         super().on_train_start(trainer, pl_module)
-        if not self.is_own_folder:
-            check_no_other_run(Path(self.dirpath or "", "best.ckpt"))
-        self.is_own_folder = True
+        self.claim(Path(self.dirpath or "", "best.ckpt"))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value so far."""
@@ -67,7 +76,7 @@ class BestCheckpoint(ModelCheckpoint):
             self.best_k_models = {str(path): score}
 
 
-class LastCheckpoint(Checkpoint):
+class LastCheckpoint(RunFolder, Checkpoint):
     """Saves ``last.ckpt`` after each evaluation, every few minutes and after the last step.
 
     Args:
@@ -79,11 +88,6 @@ class LastCheckpoint(Checkpoint):
         self.dirpath, self.minutes = dirpath, minutes
         self.saved_step = self.step = 0  # step 0 is never saved
         self.saved_at = 0.0
-        self.is_own_folder = False  # whether this run has saved there
-
-    def on_load_checkpoint(self, *_: Any) -> None:
-        """Note that the files in the folder are of this run."""
-        self.is_own_folder = True
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose the folder: by default that of other checkpoints."""
@@ -94,9 +98,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the timer, and check that no other run has saved in the folder."""
         self.saved_at, self.step = time.monotonic(), trainer.global_step
-        if not self.is_own_folder:
-            check_no_other_run(Path(self.dirpath or "", "last.ckpt"))
-        self.is_own_folder = True
+        self.claim(Path(self.dirpath or "", "last.ckpt"))
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Save a completed step if the last save is too long ago."""
@@ -200,6 +202,7 @@ def saved(content: Any) -> io.BytesIO:
     """Return what ``torch.save`` writes; to a file, it would hide the cause of an OSError."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
+    buffer.seek(0)
     return buffer
 
 
@@ -207,7 +210,7 @@ def leave_out_unreadable_states(states: dict[str, Any]) -> None:
     """Remove the states of callbacks that cannot be read again without running code."""
     for name, state in list(states.items()):
         try:
-            torch.load(io.BytesIO(saved(state).getvalue()), weights_only=True)
+            torch.load(saved(state), weights_only=True)
         except Exception:  # as many as there are types
             del states[name]
             notice(
@@ -224,12 +227,6 @@ def all_finite(checkpoint: dict[str, Any]) -> bool:
     tensors += checkpoint["state_dict"].values()
     finite = [torch.isfinite(tensor).all() for tensor in tensors]
     return bool(torch.stack([each.to(finite[0].device) for each in finite]).all())
-
-
-def check_no_other_run(path: Path) -> None:
-    """Raise a ``UserError`` if a new run would overwrite a checkpoint of another one."""
-    if path.is_file():
-        raise UserError(f"{path} is of another run: give the callback another dirpath")
 
 
 def resume_command(run: Run) -> str:

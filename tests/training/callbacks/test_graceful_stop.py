@@ -29,9 +29,11 @@ def test_signal_stops_a_run_after_saving_the_current_step(
     config = ("--config", str(CONFIGS / "quickstart.yaml"), f"--data.corpus={text}")
     steps = ("--trainer.max_steps=1000000", "--trainer.val_check_interval=200")
     command = [sys.executable, str(ROOT / "cli.py"), "fit", *config, *TINY, *steps]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    # under nohup, the tests ignore a hangup, and so would the command
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGHUP, before)
+    with process:
         assert process.stdout is not None
         assert process.stderr is not None
         for line in process.stdout:
